@@ -1,0 +1,1 @@
+"""Networks: classifiers, the reusable generator, and what reads features off any of them."""

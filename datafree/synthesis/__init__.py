@@ -1,0 +1,1 @@
+"""Ways to make images without data, one file each."""
