@@ -1,12 +1,21 @@
 """Names to models, data sets and published hyper-parameters.
 
 A model is one decorated function that takes the number of classes; its name is the function's.
-A data set is one ``DATASETS.add`` entry.
+A data set is one ``DATASETS.add`` entry. Flags that depend on the task are in ``PRESETS``.
 """
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 import torchvision
 from torch import nn
 
+from datafree.data.datasets import DatasetSpec
+from datafree.data.digits import load_digits, load_digits100
+from datafree.data.folders import imagefolder_spec, load_imagenet, load_tiny_imagenet
+from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
+from datafree.errors import UserError
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.resnet import BasicBlock, Bottleneck, ResNet
 from datafree.models.shufflenetv2 import ShuffleNetV2
@@ -125,3 +134,94 @@ def resnet18_imagenet(num_classes: int) -> nn.Module:
 @MODELS.register
 def mobilenetv2_imagenet(num_classes: int) -> nn.Module:
     return torchvision.models.mobilenet_v2(num_classes=num_classes)
+
+
+DATASETS = Registry("data set")
+
+# Mean and standard deviation: those of svhn, cifar10, cifar100 and tiny_imagenet are what the published teachers of
+# CMI and Fast-Datafree were trained with, those of imagenet are torchvision's; 0.5 elsewhere was chosen by us.
+HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+
+DATASETS.add("digits", DatasetSpec("digits", 10, 32, HALF, HALF, flip=False, load=load_digits))
+DATASETS.add("digits100", DatasetSpec("digits100", 100, 32, HALF, HALF, flip=False, load=load_digits100))
+DATASETS.add("mnist", DatasetSpec("mnist", 10, 32, HALF, HALF, flip=False, load=load_mnist))
+DATASETS.add("svhn", DatasetSpec("svhn", 10, 32, HALF, HALF, flip=False, load=load_svhn))
+DATASETS.add("cifar10", DatasetSpec("cifar10", 10, 32, CIFAR10_MEAN, CIFAR10_STD, flip=True, load=load_cifar10))
+DATASETS.add("cifar100", DatasetSpec("cifar100", 100, 32, CIFAR100_MEAN, CIFAR100_STD, flip=True, load=load_cifar100))
+DATASETS.add(
+    "tiny_imagenet",
+    DatasetSpec("tiny_imagenet", 200, 64, IMAGENET_MEAN, IMAGENET_STD, flip=True, load=load_tiny_imagenet),
+)
+DATASETS.add("imagenet", DatasetSpec("imagenet", 1000, 224, IMAGENET_MEAN, IMAGENET_STD, flip=True, load=load_imagenet))
+
+
+IMAGEFOLDER = "imagefolder:"
+
+
+def dataset_spec(args: Namespace) -> DatasetSpec:
+    """The data set that ``--dataset`` names; for ``imagefolder:PATH`` with the flags that describe it.
+
+    Raises:
+        UserError: for an unknown name, a folder that is none, or a flag that the named data set has no use for.
+    """
+    described = {name: getattr(args, name) for name in ("img_size", "num_classes", "mean", "std")}
+    if args.dataset.startswith(IMAGEFOLDER):
+        path = Path(args.dataset.removeprefix(IMAGEFOLDER)).expanduser()
+        size, mean, std = (
+            described["img_size"] or 224,
+            described["mean"] or IMAGENET_MEAN,
+            described["std"] or IMAGENET_STD,
+        )
+        return imagefolder_spec(path, size, mean, std, described["num_classes"])
+    spec = DATASETS[args.dataset]
+    for name, value in described.items():
+        if value is not None:
+            raise UserError(f"--{name} is fixed for {spec.name}", "leave it out; it describes imagefolder:PATH")
+    return spec
+
+
+def pretrained_path(dataset: str, model: str) -> Path:
+    """Where train_scratch.py leaves a checkpoint and main.py looks for a teacher."""
+    name = Path(dataset.removeprefix(IMAGEFOLDER)).name if dataset.startswith(IMAGEFOLDER) else dataset
+    return Path("checkpoints/pretrained") / f"{name}_{model}.pth"
+
+
+# Flags of main.py by (data set, teacher); None stands for any. Later rows win. CIFAR's are the paper's and the
+# defaults of the flags themselves; the digits' were chosen by us for two CPU cores.
+PRESETS: list[tuple[str | None, str | None, dict[str, Any]]] = [
+    (
+        "digits",
+        None,
+        {"epochs": 60, "kd_steps": 40, "warmup": 3, "batch_size": 64, "synthesis_batch_size": 64, "ngf": 32, "lr": 0.1},
+    ),
+    ("tiny_imagenet", None, {"g_steps": 50}),
+    ("imagenet", None, {"g_steps": 50, "batch_size": 64, "synthesis_batch_size": 64}),
+    ("cifar10", "vgg11", {"adv": 1.0}),
+    ("cifar100", "vgg11", {"adv": 1.0}),
+    ("cifar10", "wrn40_2", {"adv": 1.1, "oh": 0.4}),
+    ("cifar100", "wrn40_2", {"adv": 1.1, "oh": 0.4}),
+]
+
+
+def distillation_preset(args: Namespace) -> dict[str, Any]:
+    """What PRESETS says for the data set and teacher in ``args``."""
+    merged: dict[str, Any] = {}
+    for dataset, teacher, values in PRESETS:
+        if dataset in (None, args.dataset) and teacher in (None, args.teacher):
+            merged |= values
+    return merged
+
+
+# Flags of train_scratch.py by data set, chosen by us for two CPU cores.
+TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 60, "batch_size": 64},
+    "digits100": {"epochs": 30, "batch_size": 128},
+}
+
+
+def training_preset(args: Namespace) -> dict[str, Any]:
+    """What TRAINING_PRESETS says for the data set in ``args``."""
+    return TRAINING_PRESETS.get(args.dataset, {})

@@ -1,0 +1,179 @@
+"""The folder of a run: what is in it, how it is written, and what the terminal shows."""
+
+import csv
+import io
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from . import checkpoint
+from .device import peak_memory_mb
+from .errors import UserError
+
+GENERATED = (
+    *("config.json", "log.txt", "metrics.csv", "summary.json", "generator_loss.npy", "synthetic.png", "synthetic.pth"),
+    *("gan_reuse.pth", "decoder.pth", "gan_abandon.pth", "student_last.pth", "best.pth"),
+)
+
+
+class RunFolder:
+    """Files, terminal and TensorBoard of one run.
+
+    Args:
+        path: the folder; made where it does not exist.
+        overwrite: whether an earlier run's files may be removed. Other files in the folder are left alone.
+        columns: header of metrics.csv.
+
+    Raises:
+        UserError: if the folder is not empty and ``overwrite`` is False, or cannot be written.
+    """
+
+    def __init__(self, path: Path, overwrite: bool, columns: list[str]):
+        self.path, self.columns = Path(path), columns
+        self._started = time.perf_counter()
+        self.bar: tqdm | None = None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if any(self.path.iterdir()):
+                if not overwrite:
+                    raise UserError(f"{self.path} is not empty", "give --overwrite to start anew or --tag for another")
+                self._clear()
+            self._log = open(self.path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the run)
+            self._metrics = open(self.path / "metrics.csv", "a", newline="", buffering=1)  # noqa: SIM115
+            csv.DictWriter(self._metrics, columns).writeheader()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}", "choose another folder") from None
+        from torch.utils.tensorboard import SummaryWriter  # two seconds to import: not for --help or an error
+
+        self._board = SummaryWriter(self.path / "tensorboard")
+
+    def _clear(self) -> None:
+        for name in GENERATED:
+            (self.path / name).unlink(missing_ok=True)
+        for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
+            events.unlink()
+
+    def log(self, line: str = "") -> None:
+        """One line to the terminal (above the progress bar) and to log.txt."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.write(line)
+        else:
+            print(line, flush=True)
+        self._log.write(line + "\n")
+
+    def rounds(self, total: int) -> Iterator[int]:
+        """1..total under the run's one bar (none where the terminal is a file); the counter is the first column."""
+        self.bar = tqdm(range(1, total + 1), unit=self.columns[0], dynamic_ncols=True, disable=not sys.stderr.isatty())
+        return iter(self.bar)
+
+    def record(self, row: Mapping[str, Any], line: str) -> None:
+        """A round: a row of metrics.csv (None leaves a cell empty), the same scalars in TensorBoard, a log line."""
+        step = row[self.columns[0]]
+        values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        csv.DictWriter(self._metrics, self.columns).writerow(values)
+        for key, value in row.items():
+            if value is not None and key != self.columns[0]:
+                self._board.add_scalar(key, value, step)
+        if self.bar is not None:
+            shown = {
+                key.removeprefix("loss_"): row[key]
+                for key in ("loss_generator", "loss_kd", "loss", "accuracy")
+                if row.get(key) is not None
+            }
+            self.bar.set_postfix({key: f"{value:.4g}" for key, value in shown.items()})
+        self.log(line)
+
+    def show_images(self, step: int, x: Tensor, most: int = 64) -> None:
+        """The newest synthetic batch (B, 3, H, W) in [0, 1]: synthetic.png, synthetic.pth, TensorBoard."""
+        x = x.detach().float().cpu()
+        grid = make_grid(x[:most], nrow=8, padding=1, pad_value=1.0)
+        self._board.add_image("synthetic", grid, step)
+        self.save("synthetic.pth", x)
+        checkpoint.write_whole(self.path / "synthetic.png", lambda file: file.write(_png(grid)))
+
+    def save(self, name: str, content: Any) -> None:
+        """A .pth file of tensors and plain values, whole or not at all."""
+        checkpoint.write_whole(self.path / name, lambda file: torch.save(content, file))
+
+    def save_array(self, name: str, values: list[float]) -> None:
+        """A .npy file of a list of numbers, in float32."""
+        import numpy
+
+        checkpoint.write_whole(self.path / name, lambda file: numpy.save(file, numpy.asarray(values, numpy.float32)))
+
+    def save_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """A JSON file, indented."""
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        checkpoint.write_whole(self.path / name, lambda file: file.write(text.encode()))
+
+    def finish(self, summary: Mapping[str, Any], device: torch.device) -> None:
+        """Writes summary.json, with time and memory, and says where everything is."""
+        seconds = time.perf_counter() - self._started
+        content = {**summary, "seconds_total": seconds, "peak_memory_mb": peak_memory_mb(device)}
+        self.save_json("summary.json", content)
+        accuracy = summary["accuracy_last"]
+        result = f"agreement {summary['agreement']:.2f} %" if accuracy is None else f"accuracy {accuracy:.2f} %"
+        self.log(f"finished: {result} after {seconds:.0f} s; {self.path}")
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the bar and the open files."""
+        if self.bar is not None:
+            self.bar.close()
+        self._board.close()
+        self._metrics.close()
+        self._log.close()
+
+
+def _png(grid: Tensor) -> bytes:
+    from torchvision.transforms.functional import to_pil_image
+
+    buffer = io.BytesIO()
+    to_pil_image(grid).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def folder_name(*parts: str | None) -> str:
+    """The parts that are not None, joined by hyphens; a path among them gives its last name."""
+    return "-".join(part.replace("imagefolder:", "").rstrip("/").rsplit("/", 1)[-1] for part in parts if part)
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a number depends on besides the arguments: versions, commit, device."""
+    import numpy
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "git_commit": _git_commit(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _git_commit() -> str:
+    """The commit that this code is at, with "+" where files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
