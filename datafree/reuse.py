@@ -7,6 +7,7 @@ Which of g1, g2 is kept: each is scored alone, as the next task will first meet 
 The lower score is kept.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -93,12 +94,12 @@ def score_networks(
     batch_size: int,
     batches: int = 4,
 ) -> dict[str, float]:
-    """The score of g1 and of g2, each in eval mode, mean over ``batches`` (4, chosen by us); both see the same z and u.
+    """The score of g1 and of g2, mean over ``batches`` (4, chosen by us); both see the same z and u.
 
-    Draws from the stream "selection". The generator's modes are left as they were.
+    In train mode, as the next task will run them: d's running statistics are of (g1 + g2) / 2, not of (g_i + u) / 2.
+    Works on a copy, so the generator's own statistics stay; draws from the stream "selection".
     """
-    modes = {module: module.training for module in generator.modules()}
-    generator.eval()
+    generator = copy.deepcopy(generator).train()
     statistics = BNStatistics(teacher, momentum=0.0)
     totals = {"g1": 0.0, "g2": 0.0}
     for _ in range(batches):
@@ -111,8 +112,6 @@ def score_networks(
                 x = generator.d((getattr(generator, part)(z) + u) / 2)
                 logits = teacher(augmentation.normalise(x))
             totals[part] += _inversion_loss(statistics, logits, bn, oh)
-    for module, mode in modes.items():
-        module.training = mode
     statistics.remove()
     return {part: total / batches for part, total in totals.items()}
 

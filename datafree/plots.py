@@ -1,0 +1,51 @@
+"""Pictures of runs, in the colours of Okabe and Ito (safe for the colour-blind) and in line styles (safe in grey)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from .run_reader import FinishedRun
+
+STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#000000", "-."), ("#CC79A7", (0, (5, 1, 1, 1))))
+
+
+def draw_comparison(runs: Sequence[FinishedRun], path: Path) -> None:
+    """Accuracy and generator loss over rounds, a line a run, and below each run's newest synthetic images."""
+    figure = plt.figure(figsize=(11, 4.2 + 2.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(4.2, 2.2))
+    accuracy, loss = above.subplots(1, 2)
+    for run, (colour, style) in zip(runs, STYLES * len(runs), strict=False):
+        metrics, drawn = run.metrics, {"color": colour, "linestyle": style, "label": _name(run)}
+        measured = [(x, y) for x, y in zip(metrics["round"], metrics["accuracy"], strict=True) if y is not None]
+        if measured:
+            accuracy.plot(*zip(*measured, strict=True), **drawn)
+        loss.semilogy(metrics["round"], metrics["loss_generator"], **drawn)
+    accuracy.set_xlim(loss.get_xlim())
+    _label(accuracy, "student's accuracy (%)")
+    _label(loss, "generator loss (mean of the round)")
+    accuracy.legend(loc="lower right", fontsize=9)
+    for axes, run in zip(below.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
+        picture = run.path / "synthetic.png"
+        if picture.exists():
+            pixels = plt.imread(picture)
+            axes.imshow(pixels[: pixels.shape[0] // 2 + 1])
+        axes.set_title(_name(run), fontsize=9)
+        axes.axis("off")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _name(run: FinishedRun) -> str:
+    return f"{run.config['teacher']} > {run.config['student']}, {run.config['mode']}"
+
+
+def _label(axes: Axes, what: str) -> None:
+    axes.set_xlabel("round")
+    axes.set_ylabel(what)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,65 @@
+"""Reads back what a run left: for tables, pictures and notebooks."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder's numbers.
+
+    Attributes:
+        path: the folder.
+        config: config.json.
+        metrics: metrics.csv by column, a float a round, None where the cell is empty.
+        summary: summary.json; empty where the run is not complete.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    metrics: dict[str, list[float | None]]
+    summary: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.summary)
+
+    def rounds_to(self, accuracy: float) -> int | None:
+        """The first round, warm-up counted, whose student reaches that accuracy (%); None where none does."""
+        return next(
+            (
+                int(number)
+                for number, reached in zip(self.metrics["round"], self.metrics["accuracy"], strict=True)
+                if reached is not None and reached >= accuracy
+            ),
+            None,
+        )
+
+    def seconds_to(self, accuracy: float) -> float | None:
+        """Seconds of synthesis and distillation up to that round, evaluation left out; None where none reaches it."""
+        last = self.rounds_to(accuracy)
+        if last is None:
+            return None
+        columns = (self.metrics["seconds_synthesis"], self.metrics["seconds_distillation"])
+        return sum(value or 0.0 for column in columns for value in column[:last])
+
+
+def read_run(path: Path | str) -> FinishedRun:
+    """Raises UserError where the folder is not a run's."""
+    path = Path(path)
+    try:
+        config = json.loads((path / "config.json").read_text())
+        with open(path / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError):
+        raise UserError(f"{path} is not a run folder", "name a folder with config.json and metrics.csv") from None
+    columns = rows[0].keys() if rows else ()
+    metrics = {name: [float(row[name]) if row[name] else None for row in rows] for name in columns}
+    summary_file = path / "summary.json"
+    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
+    return FinishedRun(path, config, metrics, summary)

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Lint and tests, in the same environment as quickstart.sh. Arguments go to pytest: bash scripts/test.sh -k generator
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+prepare requirements-dev.txt
+
+ruff check .
+ruff format --check .
+python -m pytest -q "$@"
