@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 import registry
-from datafree import checkpoint, device, reuse
+from datafree import checkpoint, device, resume, reuse
 from datafree.arguments import plain_values
 from datafree.data.augment import Augmentation, to_levels
 from datafree.data.datasets import DatasetSpec, Images, TensorImages, test_images
@@ -22,13 +22,15 @@ from datafree.data.pool import ImagePool
 from datafree.device import Compute
 from datafree.distillation import Distillation, DistillationSettings
 from datafree.entry import run_program
-from datafree.errors import UserError
+from datafree.errors import UserError, not_finite_in
 from datafree.evaluation import Evaluation, Score
 from datafree.flags import distillation_parser
 from datafree.modes import MODES
-from datafree.progress import Stopwatch, round_line
+from datafree.progress import Progress, Stopwatch, round_line
 from datafree.randomness import Streams, initialising
 from datafree.run_folder import RunFolder, environment, folder_name
+from datafree.snapshot import Snapshot
+from datafree.stopping import Stopped, StopRequests
 from datafree.synthesis.reusable_generator import ReusableGeneratorSynthesis, SynthesisSettings
 
 METRICS = [
@@ -51,28 +53,32 @@ class Task:
     distillation: Distillation
     pool: ImagePool
     rounds: int
+    accuracy_teacher: float | None = None
 
 
 def main(argv: list[str]) -> None:
     parser = distillation_parser()
-    args = parser.resolve(argv, registry.distillation_preset)
+    args = resume.resolve(parser, argv, registry.distillation_preset)
     spec = registry.dataset_spec(args)
     complete(args)
     compute = device.choose(args.device, args.precision)
-    path = args.run_root / folder_name(args.mode, spec.name, args.teacher, args.student, args.tag)
+    path = resume.run_path(args, folder_name(args.mode, spec.name, args.teacher, args.student, args.tag))
     task = build(args, spec, compute)
     report = [*parser.grouped(args), f"runs on: {compute}", sizes(task), f"writes to: {path}"]
     if args.dry_run:
         print("\n".join(report))
         return
     images, remark = test_images(spec, args.data_root, args.download)
-    with RunFolder(path, args.overwrite, METRICS) as folder:
+    with RunFolder(path, METRICS, args.overwrite, bool(args.resume)) as folder, StopRequests() as stop:
+        if folder.complete():
+            return
         folder.save_json("config.json", {**plain_values(args), "environment": environment(str(compute))})
         for line in [*report, *remark]:
             folder.log(line)
-        summary = distil(args, task, folder, images)
-        summary |= leave_for_the_next_task(args, task, folder)
-        folder.finish(summary, task.compute.device)
+        progress = distil(args, task, folder, stop, images)
+        folder.save_array("generator_loss.npy", progress.generator_loss)
+        reused = leave_for_the_next_task(args, task, folder)
+        folder.finish(summary(task, progress) | reused, progress.seconds_total, compute.device)
 
 
 def complete(args: Namespace) -> None:
@@ -99,6 +105,11 @@ def complete(args: Namespace) -> None:
 def rounds_of(args: Namespace) -> int:
     """Synthesis rounds in a run: one before every kd_steps of the run's distillation steps; the last may be short."""
     return math.ceil(args.epochs * args.ep_steps / args.kd_steps)
+
+
+def steps_in(args: Namespace, number: int) -> int:
+    """Distillation steps of that round: kd_steps, or what is left of the run's steps."""
+    return min(args.kd_steps, args.epochs * args.ep_steps - (number - 1) * args.kd_steps)
 
 
 def build(args: Namespace, spec: DatasetSpec, compute: Compute) -> Task:
@@ -141,44 +152,63 @@ def sizes(task: Task) -> str:
     return f"parameters: {', '.join(counts)}; rounds: {task.rounds}; pool: {pool:.0f} MiB when full"
 
 
-def distil(args: Namespace, task: Task, folder: RunFolder, images: Images | None) -> dict:
-    """The rounds. Returns what they add to the summary."""
+def distil(args: Namespace, task: Task, folder: RunFolder, stop: StopRequests, images: Images | None) -> Progress:
+    """The rounds, each saved before the next begins. Returns where they end."""
     evaluation = Evaluation(task.teacher, images, task.synthesis.augmentation, task.compute)
-    generator_loss, score, best = [], Score(None, None), Score(None, None)
-    seconds_synthesis = 0.0
-    left = args.epochs * args.ep_steps - args.warmup * args.kd_steps
-    for number in folder.rounds(task.rounds):
-        warming_up, last = number <= args.warmup, number == task.rounds
-        row, clock = {"round": number, "lr": task.distillation.lr}, Stopwatch(task.compute.device)
+    task.accuracy_teacher = evaluation.accuracy_teacher
+    parts = {"synthesis": task.synthesis, "distillation": task.distillation, "streams": task.streams}
+    snapshot = Snapshot(folder.path, parts, task.pool)
+    progress = Progress.restored(snapshot.load() if args.resume else None)
+    seconds_before = progress.seconds_total
+    folder.start(progress.metrics_bytes, progress.round)
+    for number in folder.rounds(task.rounds, progress.round):
+        row = one_round(args, task, folder, evaluation, progress, number)
+        folder.record(row, round_line(row, "round", task.rounds))
+        warn_if_at_chance(task, folder, progress)
+        progress.metrics_bytes = folder.metrics_bytes()
+        progress.seconds_total = seconds_before + folder.seconds()
+        snapshot.save(progress.state())
+        if stop.received:
+            raise Stopped(stop.received, f"stopped after round {number}; go on: python main.py --resume {folder.path}")
+    return progress
+
+
+def one_round(
+    args: Namespace, task: Task, folder: RunFolder, evaluation: Evaluation, progress: Progress, number: int
+) -> dict:
+    """Synthesis, distillation, evaluation. Takes ``progress`` on and returns the row of metrics.csv."""
+    warming_up, last = number <= args.warmup, number == task.rounds
+    row, clock = {"round": number, "lr": task.distillation.lr}, Stopwatch(task.compute.device)
+    with not_finite_in(f"round {number}"):
         made = task.synthesis.synthesize(adversarial=not warming_up)
         task.pool.add(made.images)
-        generator_loss += made.generator_loss
         row |= made.terms | {"seconds_synthesis": clock.lap()}
         if not warming_up:
-            row |= task.distillation.run(task.pool, min(args.kd_steps, left))
-            left -= args.kd_steps
+            row |= task.distillation.run(task.pool, steps_in(args, number))
         row |= {"seconds_distillation": clock.lap()}
-        if not warming_up and (last or number % args.eval_every == 0):
-            fresh = None if images is not None else synthetic_set(task)
-            score = evaluation.score(task.student, fresh)
-            row |= {"accuracy": score.accuracy, "agreement": score.agreement}
-            save_student(args, task, folder, score, number, is_best=score.beats(best))
-            best = score if score.beats(best) else best
-        row |= {"seconds_evaluation": clock.lap()}
-        seconds_synthesis += row["seconds_synthesis"]
-        folder.record(row, round_line(row, task.rounds))
-        if last or number % max(1, task.rounds // 20) == 0:
-            folder.show_images(number, made.images)
-    folder.save_array("generator_loss.npy", generator_loss)
-    return {
-        "accuracy_last": score.accuracy,
-        "accuracy_best": best.accuracy,
-        "accuracy_teacher": evaluation.accuracy_teacher,
-        "agreement": score.agreement,
-        "rounds": task.rounds,
-        "seconds_synthesis": seconds_synthesis,
-        "images": len(task.pool),
-    }
+    if not warming_up and (last or number % args.eval_every == 0):
+        score = evaluation.score(task.student, synthetic_set(task) if evaluation.images is None else None)
+        row |= {"accuracy": score.accuracy, "agreement": score.agreement}
+        save_student(args, task, folder, score, number, is_best=score.beats(progress.best))
+        progress.score, progress.best = score, score if score.beats(progress.best) else progress.best
+    if last or number % max(1, task.rounds // 20) == 0:
+        folder.show_images(number, made.images)
+    row |= {"seconds_evaluation": clock.lap()}
+    progress.round = number
+    progress.generator_loss += made.generator_loss
+    progress.seconds_synthesis += row["seconds_synthesis"]
+    return row
+
+
+def warn_if_at_chance(task: Task, folder: RunFolder, progress: Progress) -> None:
+    """One line, after a third of the rounds, to somebody whose student has learnt nothing."""
+    chance = 100 / task.spec.num_classes
+    reached = progress.score.agreement if progress.score.accuracy is None else progress.score.accuracy
+    if progress.round == math.ceil(task.rounds / 3) and reached is not None and reached < 1.5 * chance:
+        folder.log(
+            f"warning: the student is still near chance ({reached:.1f} %) - lower --lr, or raise --kd_steps; if the "
+            "images in synthetic.png are all alike, raise --g_steps"
+        )
 
 
 def synthetic_set(task: Task) -> TensorImages:
@@ -200,6 +230,19 @@ def save_student(args: Namespace, task: Task, folder: RunFolder, score: Score, n
     }
     for name in ["student_last.pth", *(["best.pth"] if is_best else [])]:
         folder.save(name, content)
+
+
+def summary(task: Task, progress: Progress) -> dict:
+    """What the rounds gave, for summary.json."""
+    return {
+        "accuracy_last": progress.score.accuracy,
+        "accuracy_best": progress.best.accuracy,
+        "accuracy_teacher": task.accuracy_teacher,
+        "agreement": progress.score.agreement,
+        "rounds": progress.round,
+        "seconds_synthesis": progress.seconds_synthesis,
+        "images": len(task.pool),
+    }
 
 
 def leave_for_the_next_task(args: Namespace, task: Task, folder: RunFolder) -> dict:

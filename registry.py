@@ -195,7 +195,16 @@ PRESETS: list[tuple[str | None, str | None, dict[str, Any]]] = [
     (
         "digits",
         None,
-        {"epochs": 60, "kd_steps": 40, "warmup": 3, "batch_size": 64, "synthesis_batch_size": 64, "ngf": 32, "lr": 0.1},
+        {
+            "epochs": 40,
+            "kd_steps": 60,
+            "warmup": 2,
+            "batch_size": 64,
+            "lr": 0.1,
+            "synthesis_batch_size": 64,
+            "g_steps": 5,
+            "ngf": 32,
+        },
     ),
     ("tiny_imagenet", None, {"g_steps": 50}),
     ("imagenet", None, {"g_steps": 50, "batch_size": 64, "synthesis_batch_size": 64}),

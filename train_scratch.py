@@ -6,18 +6,25 @@ SGD with Nesterov momentum; cosine to 0, or steps at --lr_decay_milestones. The 
 checkpoints/pretrained/<dataset>_<model>.pth, where main.py looks for a teacher.
 """
 
+from argparse import Namespace
+
+from torch import nn
+
 import registry
-from datafree import checkpoint, device
+from datafree import checkpoint, device, resume
 from datafree.arguments import plain_values
 from datafree.data.augment import Augmentation
-from datafree.data.datasets import TensorImages
+from datafree.data.datasets import DatasetSpec, Images, TensorImages
+from datafree.device import Compute
 from datafree.entry import run_program
-from datafree.errors import UserError
-from datafree.evaluation import percentage_equal, predict
+from datafree.errors import UserError, not_finite_in
+from datafree.evaluation import Score, percentage_equal, predict
 from datafree.flags import training_parser
-from datafree.progress import Stopwatch, round_line
+from datafree.progress import Progress, Stopwatch, round_line
 from datafree.randomness import Streams, initialising
 from datafree.run_folder import RunFolder, environment, folder_name
+from datafree.snapshot import Snapshot
+from datafree.stopping import Stopped, StopRequests
 from datafree.training import Training, TrainingSettings
 
 METRICS = ["epoch", "loss", "accuracy", "accuracy_train", "lr", "seconds_training", "seconds_evaluation"]
@@ -25,47 +32,80 @@ METRICS = ["epoch", "loss", "accuracy", "accuracy_train", "lr", "seconds_trainin
 
 def main(argv: list[str]) -> None:
     parser = training_parser()
-    args = parser.resolve(argv, registry.training_preset)
+    args = resume.resolve(parser, argv, registry.training_preset)
     spec = registry.dataset_spec(args)
     compute = device.choose(args.device, args.precision)
     args.output = args.output or registry.pretrained_path(args.dataset, args.model)
-    path = args.run_root / folder_name("scratch", spec.name, args.model, args.tag)
+    path = resume.run_path(args, folder_name("scratch", spec.name, args.model, args.tag))
     with initialising(args.seed, "student"):
         model = compute.place(registry.MODELS[args.model](spec.num_classes))
     report = [*parser.grouped(args), f"runs on: {compute}", f"writes to: {path}, {args.output}"]
     if args.dry_run:
         print("\n".join(report))
         return
-    if args.output.exists() and not args.overwrite:
+    if args.output.exists() and not (args.overwrite or args.resume):
         raise UserError(f"{args.output} exists", "give --overwrite to replace it, or --output for another place")
-    train, test = (spec.load(args.data_root, split, True) for split in (True, False))
-    if isinstance(train, TensorImages):
-        train, test = train.to(compute.device), test.to(compute.device)
-    padding = 0 if train.crops else args.crop_padding
-    augmentation = Augmentation(spec, compute.device, padding)
-    training = Training(
-        model, train, TrainingSettings.of(args), augmentation, compute, Streams(args.seed, compute.device)
-    )
-    with RunFolder(path, args.overwrite, METRICS) as folder:
+    train, test = load(args, spec, compute)
+    with RunFolder(path, METRICS, args.overwrite, bool(args.resume)) as folder, StopRequests() as stop:
+        if folder.complete():
+            return
         folder.save_json("config.json", {**plain_values(args), "environment": environment(str(compute))})
         for line in report:
             folder.log(line)
-        accuracy = best = 0.0
-        for epoch in folder.rounds(args.epochs):
-            clock = Stopwatch(compute.device)
-            row = {"epoch": epoch} | training.epoch() | {"seconds_training": clock.lap()}
-            if epoch % args.eval_every == 0 or epoch == args.epochs:
-                accuracy = percentage_equal(*predict(model, test, augmentation, compute))
-                best = max(best, accuracy)
-                row["accuracy"] = accuracy
-            row |= {"seconds_evaluation": clock.lap()}
-            folder.record(row, round_line(row, args.epochs))
+        augmentation = Augmentation(spec, compute.device, 0 if train.crops else args.crop_padding)
+        progress = fit(args, model, augmentation, compute, train, test, folder, stop)
         content = {"state_dict": model.state_dict(), "arch": args.model, "dataset": spec.name}
-        content |= {"num_classes": spec.num_classes, "accuracy": accuracy, "epochs": args.epochs, "seed": args.seed}
+        content |= {"num_classes": spec.num_classes, "accuracy": progress.score.accuracy}
+        content |= {"epochs": args.epochs, "seed": args.seed}
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(content, args.output)
-        folder.save("student_last.pth", content)
-        folder.finish({"accuracy_last": accuracy, "accuracy_best": best, "epochs": args.epochs}, compute.device)
+        for place in (args.output, folder.path / "student_last.pth"):
+            checkpoint.save(content, place)
+        accuracies = {"accuracy_last": progress.score.accuracy, "accuracy_best": progress.best.accuracy}
+        folder.finish(accuracies | {"epochs": args.epochs}, progress.seconds_total, compute.device)
+
+
+def load(args: Namespace, spec: DatasetSpec, compute: Compute) -> tuple[Images, Images]:
+    """Training and test images, downloaded where they are absent; small sets on the device."""
+    train, test = (spec.load(args.data_root, split, True) for split in (True, False))
+    if isinstance(train, TensorImages):
+        train, test = train.to(compute.device), test.to(compute.device)
+    return train, test
+
+
+def fit(
+    args: Namespace,
+    model: nn.Module,
+    augmentation: Augmentation,
+    compute: Compute,
+    train: Images,
+    test: Images,
+    folder: RunFolder,
+    stop: StopRequests,
+) -> Progress:
+    """The epochs, each saved before the next begins. Returns where they end."""
+    streams = Streams(args.seed, compute.device)
+    training = Training(model, train, TrainingSettings.of(args), augmentation, compute, streams)
+    snapshot = Snapshot(folder.path, {"training": training, "streams": streams})
+    progress = Progress.restored(snapshot.load() if args.resume else None)
+    seconds_before = progress.seconds_total
+    folder.start(progress.metrics_bytes, progress.round)
+    for epoch in folder.rounds(args.epochs, progress.round):
+        clock = Stopwatch(compute.device)
+        with not_finite_in(f"epoch {epoch}"):
+            row = {"epoch": epoch} | training.epoch() | {"seconds_training": clock.lap()}
+        if epoch % args.eval_every == 0 or epoch == args.epochs:
+            score = Score(percentage_equal(*predict(model, test, augmentation, compute)), None)
+            progress.score, progress.best = score, score if score.beats(progress.best) else progress.best
+            row["accuracy"] = score.accuracy
+        row |= {"seconds_evaluation": clock.lap()}
+        folder.record(row, round_line(row, "epoch", args.epochs))
+        progress.round, progress.metrics_bytes = epoch, folder.metrics_bytes()
+        progress.seconds_total = seconds_before + folder.seconds()
+        snapshot.save(progress.state())
+        if stop.received:
+            command = f"python train_scratch.py --resume {folder.path}"
+            raise Stopped(stop.received, f"stopped after epoch {epoch}; go on: {command}")
+    return progress
 
 
 if __name__ == "__main__":

@@ -47,20 +47,31 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: for an unknown flag, a missing or malformed value.
         """
-        destinations = {action.dest for action in self._actions if action.dest != "help"}
-        unset = argparse.Namespace(**dict.fromkeys(destinations, _UNSET))
-        parsed, unknown = self.parse_known_args(list(argv), unset)
-        if unknown:
-            self._refuse(unknown[0])
-        given = {name: value for name, value in vars(parsed).items() if value is not _UNSET}
-        defaults = {name: self.get_default(name) for name in destinations}
-        resolved = {**defaults, **given}
+        destinations = self._destinations()
+        given = vars(self.given(argv))
+        resolved = {name: self.get_default(name) for name in destinations} | given
         for name, value in preset(argparse.Namespace(**resolved)).items():
             if name not in destinations:
                 raise ValueError(f"a preset sets {name!r}, which is no flag")
             if name not in given:
                 resolved[name] = value
         return argparse.Namespace(**resolved)
+
+    def given(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Only what the command line says. Raises UserError as :meth:`resolve` does."""
+        unset = argparse.Namespace(**dict.fromkeys(self._destinations(), _UNSET))
+        parsed, unknown = self.parse_known_args(list(argv), unset)
+        if unknown:
+            self._refuse(unknown[0])
+        return argparse.Namespace(**{name: value for name, value in vars(parsed).items() if value is not _UNSET})
+
+    def from_plain(self, name: str, value: Any) -> Any:
+        """A flag's value as it was before :func:`plain_values`: strings become paths again where they were."""
+        action = next(action for action in self._actions if action.dest == name)
+        return Path(value) if action.type is Path and isinstance(value, str) else value
+
+    def _destinations(self) -> list[str]:
+        return [action.dest for action in self._actions if action.dest != "help"]
 
     def _refuse(self, token: str) -> NoReturn:
         if not token.startswith("-"):
@@ -145,6 +156,14 @@ def add_machine_flags(parser: Parser) -> argparse._ArgumentGroup:
     )
     machine.add_argument("--run_root", type=Path, default=Path("run"), metavar="DIR", help="where run folders are made")
     machine.add_argument("--tag", type=tag, default=None, metavar="NAME", help="appended to the run folder's name")
+    machine.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="RUN",
+        help="go on after the last saved round; given a run folder, with the flags in its config.json",
+    )
     machine.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the folder")
     machine.add_argument("--dry_run", action="store_true", help="resolve and print everything, build the models, stop")
     return machine

@@ -22,8 +22,11 @@ class _ChannelMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
-        # With no running statistics given, this kernel only reduces; it accumulates in fp32 (fp64 stays fp64).
-        mean, variance = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
+        # The kernel behind training-mode batch norm. The fp32 running statistics, which momentum 0 leaves as they are,
+        # make it return fp32 for a bf16 input; without them it would round its fp32 sums to bf16.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        unused = torch.zeros(2, x.shape[1], dtype=dtype, device=x.device)
+        mean, variance = torch.ops.aten.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
         ctx.save_for_backward(x, mean)
         return mean, variance
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .data.augment import Augmentation, to_pixels
 from .data.pool import ImagePool
 from .device import Compute
+from .errors import check_finite
 from .losses import distillation_loss
 from .randomness import Streams
 
@@ -77,15 +78,20 @@ class Distillation:
         return self.scheduler.get_last_lr()[0]
 
     def run(self, pool: ImagePool, steps: int) -> dict[str, float]:
-        """That many steps; returns the mean of each unweighted term and the last step's learning rate."""
+        """That many steps; returns the mean of each unweighted term and the last step's learning rate.
+
+        Raises:
+            NotFiniteError: if a term became NaN or infinite.
+        """
         self.student.train()
-        total = torch.zeros((), device=self.compute.device)
-        lr = self.lr
+        history = []
         for _ in range(steps):
             lr = self.lr
-            total += self._step(pool)
+            history.append(self._step(pool))
             self.scheduler.step()
-        return {"loss_kd": total.item() / steps, "lr": lr}
+        losses = torch.stack(history).cpu()  # the round's one transfer from the device
+        check_finite(losses[:, None], ["loss_kd"])
+        return {"loss_kd": losses.mean().item(), "lr": lr}
 
     def _step(self, pool: ImagePool) -> Tensor:
         rng = self.streams["distillation"]

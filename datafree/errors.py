@@ -5,7 +5,10 @@ The entry points print it as a single line, ``error: <what> — <what to do>``, 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
 
 
 class UserError(Exception):
@@ -27,3 +30,37 @@ def nearest_names(name: str, known: Iterable[str], most: int = 4) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
     return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss term became NaN or infinite.
+
+    Args:
+        term: its name.
+        value: what it became.
+        step: where in the round, from 1.
+    """
+
+    def __init__(self, term: str, value: float, step: int):
+        self.term, self.value, self.step = term, value, step
+        super().__init__(f"{term} became {value} in step {step}")
+
+
+def check_finite(rows: Tensor, names: Sequence[str]) -> None:
+    """Raises NotFiniteError for the first value that is not: rows (steps, terms) on the CPU, a name a term."""
+    bad = (~rows.isfinite()).nonzero()
+    if len(bad):
+        step, term = bad[0].tolist()
+        raise NotFiniteError(names[term], rows[step, term].item(), step + 1)
+
+
+@contextmanager
+def not_finite_in(where: str) -> Iterator[None]:
+    """Within, a NotFiniteError becomes a UserError that says where it happened."""
+    try:
+        yield
+    except NotFiniteError as bad:
+        raise UserError(
+            f"{bad.term} became {bad.value} in {where}, step {bad.step}",
+            "lower --lr or --lr_g, or try --precision fp32; the state before it is kept",
+        ) from None

@@ -48,6 +48,9 @@ class Score:
         return theirs is None or mine > theirs
 
 
+NO_SCORE = Score(None, None)
+
+
 class Evaluation:
     """Compares a student with the truth and with its teacher, on the test set or, without one, on synthetic images.
 

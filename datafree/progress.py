@@ -1,10 +1,46 @@
-"""Time and text: what a round took, and the line that says what it gave."""
+"""How far a run is: counters and scores that a resumption needs, time, and the line that says what a round gave."""
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+
+from .evaluation import NO_SCORE, Score
+
+
+@dataclass
+class Progress:
+    """What is true after ``round`` rounds, apart from the state of the networks.
+
+    Attributes:
+        round: rounds done.
+        generator_loss: one value a generator iteration.
+        score, best: of the newest and of the best student.
+        seconds_synthesis: spent in synthesis so far.
+        seconds_total: spent by all processes so far.
+        metrics_bytes: length of metrics.csv.
+    """
+
+    round: int = 0
+    generator_loss: list[float] = field(default_factory=list)
+    score: Score = NO_SCORE
+    best: Score = NO_SCORE
+    seconds_synthesis: float = 0.0
+    seconds_total: float = 0.0
+    metrics_bytes: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any] | None) -> "Progress":
+        """From :meth:`state`; from None, the beginning."""
+        if state is None:
+            return cls()
+        return cls(**{**state, "score": Score(**state["score"]), "best": Score(**state["best"])})
 
 
 class Stopwatch:
@@ -12,20 +48,20 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self.device = device
+        self._last = 0.0
         self.lap()
 
     def lap(self) -> float:
         """Seconds since the last lap, or since the start."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        now, before = time.perf_counter(), getattr(self, "_last", 0.0)
+        now, before = time.perf_counter(), self._last
         self._last = now
         return now - before
 
 
-def round_line(row: Mapping[str, Any], total: int) -> str:
+def round_line(row: Mapping[str, Any], counter: str, total: int) -> str:
     """One line for people: counter, losses without their prefix, accuracy, seconds."""
-    counter = next(key for key in ("round", "epoch") if key in row)
     parts = [f"{counter} {row[counter]:>{len(str(total))}}/{total}"]
     for key, value in row.items():
         if key.startswith("loss") and value is not None:

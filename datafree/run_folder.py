@@ -3,13 +3,15 @@
 import csv
 import io
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,14 @@ from tqdm import tqdm
 from . import checkpoint
 from .device import peak_memory_mb
 from .errors import UserError
+from .snapshot import POOL_FILE, STATE_FILE
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None
+
+LOCK_FILE = ".lock"
 
 GENERATED = (
     *("config.json", "log.txt", "metrics.csv", "summary.json", "generator_loss.npy", "synthetic.png", "synthetic.pth"),
@@ -27,41 +37,72 @@ GENERATED = (
 
 
 class RunFolder:
-    """Files, terminal and TensorBoard of one run.
+    """Files, terminal and TensorBoard of one run. One process at a time: a lock that ends with the process.
 
     Args:
         path: the folder; made where it does not exist.
+        columns: header of metrics.csv; the first is the counter.
         overwrite: whether an earlier run's files may be removed. Other files in the folder are left alone.
-        columns: header of metrics.csv.
+        resume: whether to go on with the files that are there.
 
     Raises:
-        UserError: if the folder is not empty and ``overwrite`` is False, or cannot be written.
+        UserError: if the folder is in use, not empty with neither flag given, or cannot be written.
     """
 
-    def __init__(self, path: Path, overwrite: bool, columns: list[str]):
+    def __init__(self, path: Path, columns: list[str], overwrite: bool = False, resume: bool = False):
         self.path, self.columns = Path(path), columns
-        self._started = time.perf_counter()
         self.bar: tqdm | None = None
+        self._started = time.perf_counter()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(self.path.iterdir()):
+            self._lock = _lock(self.path)
+            left = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
+            if left and not resume:
                 if not overwrite:
-                    raise UserError(f"{self.path} is not empty", "give --overwrite to start anew or --tag for another")
-                self._clear()
-            self._log = open(self.path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the run)
-            self._metrics = open(self.path / "metrics.csv", "a", newline="", buffering=1)  # noqa: SIM115
-            csv.DictWriter(self._metrics, columns).writeheader()
+                    raise UserError(
+                        f"{self.path} is not empty", "go on with --resume, start anew with --overwrite, or name a --tag"
+                    )
+                self.clear()
+            self._log = open(self.path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (kept open)
+            self._metrics = open(self.path / "metrics.csv", "a", newline="")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}", "choose another folder") from None
+        self._board = None
+
+    def clear(self) -> None:
+        """Removes what a run wrote, and nothing else."""
+        for name in (*GENERATED, STATE_FILE, POOL_FILE):
+            (self.path / name).unlink(missing_ok=True)
+        for name in (*GENERATED, STATE_FILE):  # what a killed run was writing
+            for unfinished in self.path.glob(f".{name}.*"):
+                unfinished.unlink()
+        for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
+            events.unlink()
+
+    def complete(self) -> bool:
+        """Whether the run in the folder has come to its end; says so."""
+        done = (self.path / "summary.json").exists()
+        if done:
+            self.log(f"{self.path} is complete: nothing to resume")
+        return done
+
+    def start(self, metrics_bytes: int = 0, step: int = 0) -> None:
+        """Begins recording after ``step`` rounds: later rows of metrics.csv and TensorBoard are dropped."""
+        try:
+            self._metrics.truncate(metrics_bytes)
+            if not metrics_bytes:
+                csv.DictWriter(self._metrics, self.columns).writeheader()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}", "choose another folder") from None
         from torch.utils.tensorboard import SummaryWriter  # two seconds to import: not for --help or an error
 
-        self._board = SummaryWriter(self.path / "tensorboard")
+        self._board = SummaryWriter(self.path / "tensorboard", purge_step=step + 1 if step else None)
 
-    def _clear(self) -> None:
-        for name in GENERATED:
-            (self.path / name).unlink(missing_ok=True)
-        for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
-            events.unlink()
+    def metrics_bytes(self) -> int:
+        """Length of metrics.csv, all of it on the disk."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        return self._metrics.tell()
 
     def log(self, line: str = "") -> None:
         """One line to the terminal (above the progress bar) and to log.txt."""
@@ -71,19 +112,24 @@ class RunFolder:
             print(line, flush=True)
         self._log.write(line + "\n")
 
-    def rounds(self, total: int) -> Iterator[int]:
-        """1..total under the run's one bar (none where the terminal is a file); the counter is the first column."""
-        self.bar = tqdm(range(1, total + 1), unit=self.columns[0], dynamic_ncols=True, disable=not sys.stderr.isatty())
+    def rounds(self, total: int, done: int = 0) -> Iterator[int]:
+        """done+1..total under the run's one bar (none where the terminal is a file), counted in the first column."""
+        shown = {"unit": self.columns[0], "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
+        self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, **shown)
         return iter(self.bar)
 
     def record(self, row: Mapping[str, Any], line: str) -> None:
         """A round: a row of metrics.csv (None leaves a cell empty), the same scalars in TensorBoard, a log line."""
         step = row[self.columns[0]]
         values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        csv.DictWriter(self._metrics, self.columns).writerow(values)
-        for key, value in row.items():
-            if value is not None and key != self.columns[0]:
-                self._board.add_scalar(key, value, step)
+        try:
+            csv.DictWriter(self._metrics, self.columns).writerow(values)
+            self._metrics.flush()
+            for key, value in row.items():
+                if value is not None and key != self.columns[0]:
+                    self._board.add_scalar(key, value, step)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}", "free some space, then --resume") from None
         if self.bar is not None:
             shown = {
                 key.removeprefix("loss_"): row[key]
@@ -116,9 +162,13 @@ class RunFolder:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         checkpoint.write_whole(self.path / name, lambda file: file.write(text.encode()))
 
-    def finish(self, summary: Mapping[str, Any], device: torch.device) -> None:
-        """Writes summary.json, with time and memory, and says where everything is."""
-        seconds = time.perf_counter() - self._started
+    def seconds(self) -> float:
+        """Since this process opened the folder."""
+        return time.perf_counter() - self._started
+
+    def finish(self, summary: Mapping[str, Any], seconds_before: float, device: torch.device) -> None:
+        """Writes summary.json, with time (and that of the processes before) and memory, and says where it all is."""
+        seconds = seconds_before + self.seconds()
         content = {**summary, "seconds_total": seconds, "peak_memory_mb": peak_memory_mb(device)}
         self.save_json("summary.json", content)
         accuracy = summary["accuracy_last"]
@@ -132,12 +182,23 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Closes the bar and the open files."""
-        if self.bar is not None:
-            self.bar.close()
-        self._board.close()
-        self._metrics.close()
-        self._log.close()
+        """Closes the bar and the open files, and lets go of the lock."""
+        for opened in (self.bar, self._board, self._metrics, self._log, self._lock):
+            if opened is not None:
+                with suppress(OSError):  # a full disk has been reported by now
+                    opened.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    """Takes the folder's lock. Raises UserError where another process has it; a dead process has none."""
+    lock = open(path / LOCK_FILE, "a")  # noqa: SIM115 (open as long as the run)
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise UserError(f"{path} is in use by another run", "wait for it, or name a --tag") from None
+    return lock
 
 
 def _png(grid: Tensor) -> bytes:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 from .data.augment import Augmentation, to_pixels
 from .data.datasets import Images
 from .device import Compute
+from .errors import check_finite
 from .randomness import Streams
 
 
@@ -67,12 +68,28 @@ class Training:
         else:
             self.scheduler = CosineAnnealingLR(self.optimizer, settings.epochs)
 
+    def state_dict(self) -> dict:
+        """All that the next epoch depends on, the random streams apart."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
     def epoch(self) -> dict[str, float]:
-        """One pass over the images; returns mean loss and accuracy (%) on the augmented batches, and the rate."""
+        """One pass over the images; returns mean loss and accuracy (%) on the augmented batches, and the rate.
+
+        Raises:
+            NotFiniteError: if the loss became NaN or infinite.
+        """
         self.model.train()
         rng, device = self.streams["training"], self.compute.device
-        total = torch.zeros(2, device=device)  # loss and hits, summed over samples
-        seen, lr = 0, self.scheduler.get_last_lr()[0]
+        history, seen, lr = [], 0, self.scheduler.get_last_lr()[0]
         for levels, labels in self.images.shuffled(self.settings.batch_size, rng, device, drop_last=True):
             with self.compute.autocast():
                 logits = self.model(self.augmentation(to_pixels(levels), rng))
@@ -80,8 +97,10 @@ class Training:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            total += torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()])
+            history.append(torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()]))
             seen += len(labels)
         self.scheduler.step()
-        loss, hits = (total / seen).tolist()
+        sums = torch.stack(history).cpu()  # (steps, 2): loss and hits; the epoch's one transfer from the device
+        check_finite(sums[:, :1], ["loss"])
+        loss, hits = (sums.sum(0) / seen).tolist()
         return {"loss": loss, "accuracy_train": 100 * hits, "lr": lr}

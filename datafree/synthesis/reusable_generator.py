@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..bn_statistics import BNStatistics
 from ..data.augment import Augmentation
 from ..device import Compute
-from ..errors import UserError
+from ..errors import UserError, check_finite
 from ..losses import adversarial_loss, one_hot_loss
 from ..models.generator import ReusableGenerator
 from ..randomness import Streams
@@ -137,7 +137,11 @@ class ReusableGeneratorSynthesis:
         return [parameter for part in self.rates for parameter in getattr(generator, part).parameters()]
 
     def synthesize(self, adversarial: bool) -> SynthesisRound:
-        """One round. ``adversarial`` is False while the student knows nothing (warm-up): L_adv is 0 then."""
+        """One round. ``adversarial`` is False while the student knows nothing (warm-up): L_adv is 0 then.
+
+        Raises:
+            NotFiniteError: if a term became NaN or infinite.
+        """
         settings, rng = self.settings, self.streams["synthesis"]
         B, device = settings.synthesis_batch_size, self.compute.device
         self.adapted.load_state_dict(self.generator.state_dict())
@@ -247,7 +251,8 @@ class _Reading:
 
 
 def _report(images: Tensor, names: list[str], history: list[Tensor]) -> SynthesisRound:
-    """One transfer from the device for the whole round: K rows of (terms..., weighted sum)."""
-    rows = torch.stack(history).cpu()  # (K, terms + 1)
-    means = {f"loss_{name}": value for name, value in zip(names, rows.mean(0).tolist(), strict=True)}
+    """The round's one transfer from the device: K rows of (terms..., weighted sum). May raise NotFiniteError."""
+    rows, names = torch.stack(history).cpu(), [f"loss_{name}" for name in names]  # (K, terms + 1)
+    check_finite(rows, names)
+    means = dict(zip(names, rows.mean(0).tolist(), strict=True))
     return SynthesisRound(images, means, rows[:, -1].tolist())
