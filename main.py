@@ -11,11 +11,12 @@ import math
 from argparse import Namespace
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 import registry
 from datafree import checkpoint, device, resume, reuse
 from datafree.arguments import plain_values
+from datafree.attack import Attack, AttackSettings
 from datafree.data.augment import Augmentation, to_levels
 from datafree.data.datasets import DatasetSpec, Images, TensorImages, test_images
 from datafree.data.pool import ImagePool
@@ -25,6 +26,7 @@ from datafree.entry import run_program
 from datafree.errors import UserError, not_finite_in
 from datafree.evaluation import Evaluation, Score
 from datafree.flags import distillation_parser
+from datafree.models.perturbation import PerturbationNetwork
 from datafree.modes import MODES
 from datafree.progress import Progress, Stopwatch, round_line
 from datafree.randomness import Streams, initialising
@@ -36,6 +38,9 @@ from datafree.synthesis.reusable_generator import ReusableGeneratorSynthesis, Sy
 METRICS = [
     *("round", "loss_bn", "loss_oh", "loss_adv", "loss_generator", "loss_kd", "accuracy", "agreement", "lr"),
     *("seconds_synthesis", "seconds_distillation", "seconds_evaluation"),
+]
+HARD_LOSS_METRICS = [
+    *("loss_hard", "loss_gap", "attack_success", "swap_rate", "attacked_rate", "label_disagreement"),
 ]
 FRESH_IMAGES = 512  # judge agreement where there is no test set; chosen by us
 
@@ -49,6 +54,7 @@ class Task:
     streams: Streams
     teacher: nn.Module
     student: nn.Module
+    attack: Attack | None
     synthesis: ReusableGeneratorSynthesis
     distillation: Distillation
     pool: ImagePool
@@ -62,14 +68,17 @@ def main(argv: list[str]) -> None:
     spec = registry.dataset_spec(args)
     complete(args)
     compute = device.choose(args.device, args.precision)
-    path = resume.run_path(args, folder_name(args.mode, spec.name, args.teacher, args.student, args.tag))
+    path = resume.run_path(
+        args, folder_name(args.mode + hard_loss_suffix(args), spec.name, args.teacher, args.student, args.tag)
+    )
     task = build(args, spec, compute)
     report = [*parser.grouped(args), f"runs on: {compute}", sizes(task), f"writes to: {path}"]
     if args.dry_run:
         print("\n".join(report))
         return
     images, remark = test_images(spec, args.data_root, args.download)
-    with RunFolder(path, METRICS, args.overwrite, bool(args.resume)) as folder, StopRequests() as stop:
+    columns = METRICS + HARD_LOSS_METRICS * args.hl
+    with RunFolder(path, columns, args.overwrite, bool(args.resume)) as folder, StopRequests() as stop:
         if folder.complete():
             return
         folder.save_json("config.json", {**plain_values(args), "environment": environment(str(compute))})
@@ -95,11 +104,18 @@ def complete(args: Namespace) -> None:
         args.reuse_generator_path, args.reuse_decoder_path = reuse.files_in(left_by)
     elif mode.reuse and not all(paths):
         raise UserError("a reuse path is missing", "give --reuse_generator_path and --reuse_decoder_path")
+    if (args.no_aea or args.no_swap) and not args.hl:
+        raise UserError("--no_aea and --no_swap are about the hard loss", "add --hl")
     if args.warmup >= rounds_of(args):
         raise UserError(
             f"{args.warmup} rounds of warm-up leave none of {rounds_of(args)} to distil in",
             "lower --warmup or raise --epochs",
         )
+
+
+def hard_loss_suffix(args: Namespace) -> str:
+    """What the run folder's name says of the hard loss."""
+    return ("-hl-noaea" if args.no_aea else "-hl") if args.hl else ""
 
 
 def rounds_of(args: Namespace) -> int:
@@ -124,6 +140,7 @@ def build(args: Namespace, spec: DatasetSpec, compute: Compute) -> Task:
     generator = compute.place(reuse.build_generator(args.seed, args.nz, args.ngf, spec.img_size, *paths))
 
     augmentation = Augmentation(spec, compute.device, args.crop_padding)
+    attack = build_attack(args, teacher, augmentation, compute) if args.hl and not args.no_aea else None
     part_rates = MODES[args.mode].part_rates(args.finetune_factor)
     rounds = rounds_of(args)
     steps = args.epochs * args.ep_steps - args.warmup * args.kd_steps
@@ -134,21 +151,34 @@ def build(args: Namespace, spec: DatasetSpec, compute: Compute) -> Task:
         streams,
         teacher,
         student,
+        attack,
         ReusableGeneratorSynthesis(
-            generator, teacher, student, SynthesisSettings.of(args, spec.num_classes), part_rates, *shared
+            *(generator, teacher, student, SynthesisSettings.of(args, spec.num_classes), part_rates, *shared),
+            attack_step=attack.train_step if attack else None,
         ),
-        Distillation(teacher, student, DistillationSettings.of(args, steps), *shared),
-        ImagePool(rounds * args.synthesis_batch_size, spec.img_size, compute.device),
+        Distillation(teacher, student, DistillationSettings.of(args, steps), *shared, attack),
+        ImagePool(
+            rounds * args.synthesis_batch_size, spec.img_size, compute.device, twins=bool(attack and attack.in_pool)
+        ),
         rounds,
     )
+
+
+def build_attack(args: Namespace, teacher: nn.Module, augmentation: Augmentation, compute: Compute) -> Attack:
+    """P, initialised from a stream of its own, and its training."""
+    with initialising(args.seed, "P"):
+        network = PerturbationNetwork(args.p_width)
+    return Attack(compute.place(network), teacher, AttackSettings.of(args), augmentation, compute)
 
 
 def sizes(task: Task) -> str:
     """One line on how large things are."""
     generator = task.synthesis.generator
     named = {"teacher": task.teacher, "student": task.student, "g1": generator.g1, "g2": generator.g2, "d": generator.d}
+    if task.attack:
+        named["P"] = task.attack.network
     counts = [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in named.items()]
-    pool = task.pool.images.numel() / 2**20
+    pool = task.pool.capacity * task.pool.bytes_per_image / 2**20
     return f"parameters: {', '.join(counts)}; rounds: {task.rounds}; pool: {pool:.0f} MiB when full"
 
 
@@ -157,6 +187,8 @@ def distil(args: Namespace, task: Task, folder: RunFolder, stop: StopRequests, i
     evaluation = Evaluation(task.teacher, images, task.synthesis.augmentation, task.compute)
     task.accuracy_teacher = evaluation.accuracy_teacher
     parts = {"synthesis": task.synthesis, "distillation": task.distillation, "streams": task.streams}
+    if task.attack:
+        parts["attack"] = task.attack
     snapshot = Snapshot(folder.path, parts, task.pool)
     progress = Progress.restored(snapshot.load() if args.resume else None)
     seconds_before = progress.seconds_total
@@ -181,8 +213,7 @@ def one_round(
     row, clock = {"round": number, "lr": task.distillation.lr}, Stopwatch(task.compute.device)
     with not_finite_in(f"round {number}"):
         made = task.synthesis.synthesize(adversarial=not warming_up)
-        task.pool.add(made.images)
-        row |= made.terms | {"seconds_synthesis": clock.lap()}
+        row |= made.terms | fill_pool(task, made.images) | {"seconds_synthesis": clock.lap()}
         if not warming_up:
             row |= task.distillation.run(task.pool, steps_in(args, number))
         row |= {"seconds_distillation": clock.lap()}
@@ -198,6 +229,16 @@ def one_round(
     progress.generator_loss += made.generator_loss
     progress.seconds_synthesis += row["seconds_synthesis"]
     return row
+
+
+def fill_pool(task: Task, x: Tensor) -> dict[str, float]:
+    """Takes images into the pool, with their attacked twins where these are made once. Returns the attack's rates."""
+    if task.attack is None or not task.attack.in_pool:
+        task.pool.add(x)
+        return {}
+    made = task.attack.twins(x)
+    task.pool.add(made.images, made.twins, made.labels)
+    return {name: rate.item() for name, rate in made.rates.items()}
 
 
 def warn_if_at_chance(task: Task, folder: RunFolder, progress: Progress) -> None:
@@ -248,12 +289,14 @@ def summary(task: Task, progress: Progress) -> dict:
 def leave_for_the_next_task(args: Namespace, task: Task, folder: RunFolder) -> dict:
     """Chooses between g1 and g2 and writes the three parts. Returns what that adds to the summary."""
     generator = task.synthesis.generator
+    origin = {key: getattr(args, key) for key in ("mode", "dataset", "teacher", "student", "tag", "seed")}
+    if task.attack:
+        folder.save("gap.pth", task.attack.exported() | {"origin": origin})
     scores = reuse.score_networks(
         generator, task.teacher, task.synthesis.augmentation, task.compute, task.streams, args.bn, args.oh,
         args.synthesis_batch_size,
     )  # fmt: skip
     kept = min(scores, key=scores.get) if args.reuse_pick == "score" else args.reuse_pick
-    origin = {key: getattr(args, key) for key in ("mode", "dataset", "teacher", "student", "tag", "seed")}
     reuse.save_parts(generator, kept, folder.path, origin)
     folder.log(f"inversion loss alone: g1 {scores['g1']:.4g}, g2 {scores['g2']:.4g}; the next task gets {kept} and d")
     return {"score_g1": scores["g1"], "score_g2": scores["g2"], "reused_network": kept}

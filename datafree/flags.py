@@ -69,7 +69,12 @@ def distillation_parser() -> Parser:
     synthesis.add_argument("--lr_g", type=positive, default=2e-3, help="learning rate of the generator")
     synthesis.add_argument("--lr_z", type=positive, default=0.01, help="learning rate of z")
     synthesis.add_argument(
-        "--adam_betas", type=below_one, nargs=2, default=(0.5, 0.999), metavar="BETA", help="of the generator's Adam"
+        "--adam_betas",
+        type=below_one,
+        nargs=2,
+        default=(0.5, 0.999),
+        metavar="BETA",
+        help="of Adam, for generator, z and P",
     )
     synthesis.add_argument(
         "--bn",
@@ -126,6 +131,32 @@ def distillation_parser() -> Parser:
         default=1,
         metavar="ROUNDS",
         help="how often the student is evaluated; the last round always is",
+    )
+    hard = parser.add_argument_group("hard loss")
+    hard.add_argument(
+        "--hl", "--hard_loss", action="store_true", help="learn the teacher's class as well as its softened answer"
+    )
+    hard.add_argument("--no_aea", action="store_true", help="hard loss without the adversarial-example attack")
+    hard.add_argument("--alpha", type=weight, default=0.9, metavar="WEIGHT", help="of the softened answers' KL")
+    hard.add_argument("--beta", type=weight, default=0.1, metavar="WEIGHT", help="of the hard labels' cross-entropy")
+    hard.add_argument(
+        "--pa", type=share, default=0.001, metavar="SHARE", help="of samples attacked: raise it for more contradiction"
+    )
+    hard.add_argument(
+        "--attack_bound",
+        type=number(float, 0, 255),
+        default=10.0,
+        metavar="LEVELS",
+        help="largest change of a pixel, in 1/255: raise it until the attack changes classes",
+    )
+    hard.add_argument("--p_width", type=count, default=64, metavar="CHANNELS", help="width of P; lower is faster")
+    hard.add_argument("--lr_p", type=positive, default=2e-4, help="learning rate of P")
+    hard.add_argument("--no_swap", action="store_true", help="no identity swap of clean and attacked samples")
+    hard.add_argument(
+        "--attack_at",
+        default="pool",
+        choices=("pool", "step"),
+        help="attack an image once, as it enters the pool, or at every distillation step (much slower)",
     )
     machine = add_machine_flags(parser)
     machine.add_argument(

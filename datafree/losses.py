@@ -25,6 +25,11 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, tau: float
     return tau**2 * F.kl_div(log_q, target, reduction="batchmean")
 
 
+def hard_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """L_hard = CE(S(x), label), batch mean in nats: (B, C) and (B,) -> scalar."""
+    return F.cross_entropy(student_logits.float(), labels)
+
+
 def one_hot_loss(teacher_logits: Tensor, y: Tensor) -> Tensor:
     """L_oh = CE(T(x), y): the teacher should see the class asked for. (B, C) and (B,) -> scalar, in nats."""
     return F.cross_entropy(teacher_logits.float(), y)

@@ -32,7 +32,7 @@ LOCK_FILE = ".lock"
 
 GENERATED = (
     *("config.json", "log.txt", "metrics.csv", "summary.json", "generator_loss.npy", "synthetic.png", "synthetic.pth"),
-    *("gan_reuse.pth", "decoder.pth", "gan_abandon.pth", "student_last.pth", "best.pth"),
+    *("gan_reuse.pth", "decoder.pth", "gan_abandon.pth", "gap.pth", "student_last.pth", "best.pth"),
 )
 
 

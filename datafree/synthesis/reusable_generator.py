@@ -13,6 +13,7 @@ return the best x
 
 import copy
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -59,7 +60,7 @@ class SynthesisRound:
 
     Attributes:
         images: (B, 3, H, W) in [0, 1], each the generator's output where the loss was lowest.
-        terms: mean over the K iterations of each unweighted term and of their weighted sum.
+        terms: mean over the K iterations of each unweighted term and of their weighted sum, and of P's loss.
         generator_loss: the weighted sum of every iteration, K values.
     """
 
@@ -94,6 +95,8 @@ class ReusableGeneratorSynthesis:
         augmentation: differentiable, pixels to classifier input.
         compute: device and precision.
         streams: random streams; this class draws from "synthesis" alone.
+        attack_step: called once an iteration with the images as the teacher saw them and its logits on them, both
+            detached; returns a loss to report (the attack's training; no part of the objective).
 
     Raises:
         UserError: if the teacher has no BatchNorm and ``bn`` is not 0.
@@ -109,7 +112,9 @@ class ReusableGeneratorSynthesis:
         augmentation: Augmentation,
         compute: Compute,
         streams: Streams,
+        attack_step: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
+        self.attack_step = attack_step
         self.generator, self.teacher, self.student = generator, teacher, student
         self.augmentation, self.settings, self.compute, self.streams = augmentation, settings, compute, streams
         self.bn_statistics = BNStatistics(teacher, settings.bn_mmt)
@@ -184,7 +189,10 @@ class ReusableGeneratorSynthesis:
             with self.compute.autocast():
                 student_logits = self.student(augmented)
             L_adv = adversarial_loss(teacher_logits, student_logits)
-        return {"bn": L_bn, "oh": L_oh, "adv": L_adv}
+        terms = {"bn": L_bn, "oh": L_oh, "adv": L_adv}
+        if self.attack_step is not None:
+            terms["gap"] = self.attack_step(augmented.detach(), teacher_logits.detach())
+        return terms
 
     def _objective(self, terms: dict[str, Tensor]) -> Tensor:
         L_bn, L_oh, L_adv = terms["bn"], terms["oh"], terms["adv"]
