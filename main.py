@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
         progress = distil(args, task, folder, stop, images)
         folder.save_array("generator_loss.npy", progress.generator_loss)
         reused = leave_for_the_next_task(args, task, folder)
-        folder.finish(summary(task, progress) | reused, progress.seconds_total, compute.device)
+        folder.finish(summary(task, progress) | reused, compute.device)
 
 
 def complete(args: Namespace) -> None:
@@ -191,14 +191,13 @@ def distil(args: Namespace, task: Task, folder: RunFolder, stop: StopRequests, i
         parts["attack"] = task.attack
     snapshot = Snapshot(folder.path, parts, task.pool)
     progress = Progress.restored(snapshot.load() if args.resume else None)
-    seconds_before = progress.seconds_total
-    folder.start(progress.metrics_bytes, progress.round)
+    folder.start(progress.metrics_bytes, progress.round, progress.seconds_total)
     for number in folder.rounds(task.rounds, progress.round):
         row = one_round(args, task, folder, evaluation, progress, number)
         folder.record(row, round_line(row, "round", task.rounds))
         warn_if_at_chance(task, folder, progress)
         progress.metrics_bytes = folder.metrics_bytes()
-        progress.seconds_total = seconds_before + folder.seconds()
+        progress.seconds_total = folder.seconds()
         snapshot.save(progress.state())
         if stop.received:
             raise Stopped(stop.received, f"stopped after round {number}; go on: python main.py --resume {folder.path}")

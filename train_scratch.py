@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         for place in (args.output, folder.path / "student_last.pth"):
             checkpoint.save(content, place)
         accuracies = {"accuracy_last": progress.score.accuracy, "accuracy_best": progress.best.accuracy}
-        folder.finish(accuracies | {"epochs": args.epochs}, progress.seconds_total, compute.device)
+        folder.finish(accuracies | {"epochs": args.epochs}, compute.device)
 
 
 def load(args: Namespace, spec: DatasetSpec, compute: Compute) -> tuple[Images, Images]:
@@ -87,8 +87,7 @@ def fit(
     training = Training(model, train, TrainingSettings.of(args), augmentation, compute, streams)
     snapshot = Snapshot(folder.path, {"training": training, "streams": streams})
     progress = Progress.restored(snapshot.load() if args.resume else None)
-    seconds_before = progress.seconds_total
-    folder.start(progress.metrics_bytes, progress.round)
+    folder.start(progress.metrics_bytes, progress.round, progress.seconds_total)
     for epoch in folder.rounds(args.epochs, progress.round):
         clock = Stopwatch(compute.device)
         with not_finite_in(f"epoch {epoch}"):
@@ -100,7 +99,7 @@ def fit(
         row |= {"seconds_evaluation": clock.lap()}
         folder.record(row, round_line(row, "epoch", args.epochs))
         progress.round, progress.metrics_bytes = epoch, folder.metrics_bytes()
-        progress.seconds_total = seconds_before + folder.seconds()
+        progress.seconds_total = folder.seconds()
         snapshot.save(progress.state())
         if stop.received:
             command = f"python train_scratch.py --resume {folder.path}"

@@ -1,6 +1,6 @@
 """Pictures of runs, in the colours of Okabe and Ito (safe for the colour-blind) and in line styles (safe in grey)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -37,6 +37,26 @@ def draw_comparison(runs: Sequence[FinishedRun], path: Path) -> None:
         axes.set_title(_name(run), fontsize=9)
         axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_spread(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None:
+    """Accuracy and generator loss over rounds, a line a group: the mean over its runs, with their range behind it."""
+    figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for (label, runs), (colour, style) in zip(groups.items(), STYLES * len(groups), strict=False):
+        for axes, column in ((accuracy, "accuracy"), (loss, "loss_generator")):
+            rounds = list(zip(*(run.metrics[column] for run in runs), strict=False))
+            measured = [(n, values) for n, values in enumerate(rounds, 1) if None not in values]
+            if measured:
+                x, y = zip(*measured, strict=True)
+                axes.plot(x, [sum(values) / len(values) for values in y], color=colour, linestyle=style, label=label)
+                axes.fill_between(x, list(map(min, y)), list(map(max, y)), color=colour, alpha=0.15, linewidth=0)
+    loss.set_yscale("log")
+    accuracy.set_xlim(loss.get_xlim())
+    _label(accuracy, "student's accuracy (%), mean and range")
+    _label(loss, "generator loss (mean of the round)")
+    accuracy.legend(loc="lower right", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

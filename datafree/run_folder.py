@@ -53,6 +53,7 @@ class RunFolder:
         self.path, self.columns = Path(path), columns
         self.bar: tqdm | None = None
         self._started = time.perf_counter()
+        self._seconds_before = 0.0
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
@@ -86,8 +87,9 @@ class RunFolder:
             self.log(f"{self.path} is complete: nothing to resume")
         return done
 
-    def start(self, metrics_bytes: int = 0, step: int = 0) -> None:
-        """Begins recording after ``step`` rounds: later rows of metrics.csv and TensorBoard are dropped."""
+    def start(self, metrics_bytes: int = 0, step: int = 0, seconds: float = 0.0) -> None:
+        """Begins recording after ``step`` rounds that took ``seconds``; later rows of metrics.csv are dropped."""
+        self._seconds_before = seconds
         try:
             self._metrics.truncate(metrics_bytes)
             if not metrics_bytes:
@@ -163,12 +165,12 @@ class RunFolder:
         checkpoint.write_whole(self.path / name, lambda file: file.write(text.encode()))
 
     def seconds(self) -> float:
-        """Since this process opened the folder."""
-        return time.perf_counter() - self._started
+        """The run's so far: since this process opened the folder, and those of the processes before."""
+        return self._seconds_before + time.perf_counter() - self._started
 
-    def finish(self, summary: Mapping[str, Any], seconds_before: float, device: torch.device) -> None:
-        """Writes summary.json, with time (and that of the processes before) and memory, and says where it all is."""
-        seconds = seconds_before + self.seconds()
+    def finish(self, summary: Mapping[str, Any], device: torch.device) -> None:
+        """Writes summary.json, with time and memory, and says where everything is."""
+        seconds = self.seconds()
         content = {**summary, "seconds_total": seconds, "peak_memory_mb": peak_memory_mb(device)}
         self.save_json("summary.json", content)
         accuracy = summary["accuracy_last"]

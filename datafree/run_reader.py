@@ -2,6 +2,8 @@
 
 import csv
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,17 @@ class FinishedRun:
             return None
         columns = (self.metrics["seconds_synthesis"], self.metrics["seconds_distillation"])
         return sum(value or 0.0 for column in columns for value in column[:last])
+
+
+def mean_and_std(values: Sequence[float | None]) -> str:
+    """``mean ± sample standard deviation``; one value alone stands without a deviation, a missing one is counted."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return "-"
+    text = f"{statistics.mean(present):.2f}"
+    if len(present) > 1:
+        text += f" ± {statistics.stdev(present):.2f}"
+    return text if len(present) == len(values) else f"{text} ({len(present)} of {len(values)})"
 
 
 def read_run(path: Path | str) -> FinishedRun:
