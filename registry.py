@@ -204,6 +204,8 @@ PRESETS: list[tuple[str | None, str | None, dict[str, Any]]] = [
             "synthesis_batch_size": 64,
             "g_steps": 5,
             "ngf": 32,
+            "attack_bound": 25.0,
+            "p_width": 16,
         },
     ),
     (
@@ -218,6 +220,8 @@ PRESETS: list[tuple[str | None, str | None, dict[str, Any]]] = [
             "synthesis_batch_size": 128,
             "g_steps": 10,
             "ngf": 32,
+            "attack_bound": 25.0,
+            "p_width": 16,
         },
     ),
     ("tiny_imagenet", None, {"g_steps": 50}),
