@@ -6,18 +6,22 @@ SGD with Nesterov momentum; cosine to 0, or steps at --lr_decay_milestones. The 
 checkpoints/pretrained/<dataset>_<model>.pth, where main.py looks for a teacher.
 """
 
+import os
+import shlex
 from argparse import Namespace
+from itertools import pairwise
+from pathlib import Path
 
 from torch import nn
 
 import registry
-from datafree import checkpoint, device, resume
+from datafree import checkpoint, device, probe, resume
 from datafree.arguments import plain_values
 from datafree.data.augment import Augmentation
 from datafree.data.datasets import DatasetSpec, Images, TensorImages
 from datafree.device import Compute
 from datafree.entry import run_program
-from datafree.errors import UserError, not_finite_in
+from datafree.errors import UserError, check_weights_finite, not_finite_in
 from datafree.evaluation import Score, percentage_equal, predict
 from datafree.flags import training_parser
 from datafree.progress import Progress, Stopwatch, round_line
@@ -35,21 +39,23 @@ def main(argv: list[str]) -> None:
     args = resume.resolve(parser, argv, registry.training_preset)
     spec = registry.dataset_spec(args)
     compute = device.choose(args.device, args.precision)
-    args.output = args.output or registry.pretrained_path(args.dataset, args.model)
+    complete(args)
     path = resume.run_path(args, folder_name("scratch", spec.name, args.model, args.tag))
     with initialising(args.seed, "student"):
         model = compute.place(registry.MODELS[args.model](spec.num_classes))
+    augmentation = Augmentation(spec, compute.device, args.crop_padding)
+    probe.check_answers(model, f"model {args.model}", spec.img_size, augmentation, compute, args.batch_size)
     report = [*parser.grouped(args), f"runs on: {compute}", f"writes to: {path}, {args.output}"]
     if args.dry_run:
         print("\n".join(report))
         return
-    if args.output.exists() and not (args.overwrite or args.resume):
-        raise UserError(f"{args.output} exists", "give --overwrite to replace it, or --output for another place")
+    check_output(args, path)
     train, test = load(args, spec, compute)
     with RunFolder(path, METRICS, args.overwrite, bool(args.resume)) as folder, StopRequests() as stop:
         if folder.complete():
             return
-        folder.save_json("config.json", {**plain_values(args), "environment": environment(str(compute))})
+        config = {"program": parser.prog, **plain_values(args), "environment": environment(str(compute))}
+        folder.save_json("config.json", config)
         for line in report:
             folder.log(line)
         augmentation = Augmentation(spec, compute.device, 0 if train.crops else args.crop_padding)
@@ -58,10 +64,32 @@ def main(argv: list[str]) -> None:
         content |= {"num_classes": spec.num_classes, "accuracy": progress.score.accuracy}
         content |= {"epochs": args.epochs, "seed": args.seed}
         args.output.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove_unfinished(args.output.parent, [args.output.name])
         for place in (args.output, folder.path / "student_last.pth"):
             checkpoint.save(content, place)
         accuracies = {"accuracy_last": progress.score.accuracy, "accuracy_best": progress.best.accuracy}
         folder.finish(accuracies | {"epochs": args.epochs}, compute.device)
+
+
+def complete(args: Namespace) -> None:
+    """Fills in what depends on other values, and checks what depends on two of them."""
+    args.output = args.output or registry.pretrained_path(args.dataset, args.model)
+    milestones = args.lr_decay_milestones or []
+    if any(later <= earlier for earlier, later in pairwise(milestones)):
+        raise UserError(f"--lr_decay_milestones {milestones} do not increase", "name each epoch once, in order")
+    if milestones and milestones[-1] >= args.epochs:
+        raise UserError(
+            f"--lr_decay_milestones: none of {args.epochs} epochs is after {milestones[-1]}",
+            "leave it out or raise --epochs",
+        )
+
+
+def check_output(args: Namespace, run: Path) -> None:
+    """Raises UserError where the checkpoint could not be put, or where another one is, before hours of training."""
+    checkpoint.check_writable(args.output)
+    began = args.resume and os.path.exists(run / "config.json")  # and looked then
+    if args.output.exists() and not (args.overwrite or began):
+        raise UserError(f"{args.output} exists", "give --overwrite to replace it, or --output for another place")
 
 
 def load(args: Namespace, spec: DatasetSpec, compute: Compute) -> tuple[Images, Images]:
@@ -92,6 +120,7 @@ def fit(
         clock = Stopwatch(compute.device)
         with not_finite_in(f"epoch {epoch}"):
             row = {"epoch": epoch} | training.epoch() | {"seconds_training": clock.lap()}
+            check_weights_finite({"model": model}, len(train) // args.batch_size or 1)
         if epoch % args.eval_every == 0 or epoch == args.epochs:
             score = Score(percentage_equal(*predict(model, test, augmentation, compute)), None)
             progress.score, progress.best = score, score if score.beats(progress.best) else progress.best
@@ -102,7 +131,7 @@ def fit(
         progress.seconds_total = folder.seconds()
         snapshot.save(progress.state())
         if stop.received:
-            command = f"python train_scratch.py --resume {folder.path}"
+            command = f"python train_scratch.py --resume {shlex.quote(str(folder.path))}"
             raise Stopped(stop.received, f"stopped after epoch {epoch}; go on: {command}")
     return progress
 

@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: for an unknown flag, a missing or malformed value.
         """
-        destinations = self._destinations()
+        destinations = self.names()
         given = vars(self.given(argv))
         resolved = {name: self.get_default(name) for name in destinations} | given
         for name, value in preset(argparse.Namespace(**resolved)).items():
@@ -59,18 +59,34 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, argv: Sequence[str]) -> argparse.Namespace:
         """Only what the command line says. Raises UserError as :meth:`resolve` does."""
-        unset = argparse.Namespace(**dict.fromkeys(self._destinations(), _UNSET))
+        unset = argparse.Namespace(**dict.fromkeys(self.names(), _UNSET))
         parsed, unknown = self.parse_known_args(list(argv), unset)
         if unknown:
             self._refuse(unknown[0])
         return argparse.Namespace(**{name: value for name, value in vars(parsed).items() if value is not _UNSET})
 
     def from_plain(self, name: str, value: Any) -> Any:
-        """A flag's value as it was before :func:`plain_values`: strings become paths again where they were."""
-        action = next(action for action in self._actions if action.dest == name)
-        return Path(value) if action.type is Path and isinstance(value, str) else value
+        """A flag's value as it was before :func:`plain_values`.
 
-    def _destinations(self) -> list[str]:
+        Raises:
+            UserError: if it is none that the flag takes.
+        """
+        action = next(action for action in self._actions if action.dest == name)
+        if value is None and action.default is None:
+            return None
+        if action.nargs == 0:
+            if isinstance(value, bool):
+                return value
+        elif isinstance(value, list) == (action.nargs is not None):
+            items = value if isinstance(value, list) else [value]
+            if items and all(type(item) in (str, int, float) for item in items):
+                first, *others = map(str, items)
+                words = [f"--{name}={first}"] if not others else [f"--{name}", first, *others]
+                return getattr(self.given(words), name)
+        raise UserError(f"--{name} cannot be {value!r}", f"see {self.prog} --help")
+
+    def names(self) -> list[str]:
+        """Of the values that the command line sets."""
         return [action.dest for action in self._actions if action.dest != "help"]
 
     def _refuse(self, token: str) -> NoReturn:

@@ -80,7 +80,7 @@ class BNStatistics:
 
     def _blend(self) -> list[Tensor]:
         """Means then variances of the last batch, blended with the average over rounds."""
-        heard = [self._batch[layer] for layer in self.layers]
+        heard = list(self._batch.values())
         batch = [mean for mean, _ in heard] + [variance for _, variance in heard]
         if self.average is None:
             return batch
@@ -88,16 +88,15 @@ class BNStatistics:
 
     def loss(self) -> Tensor:
         """L_bn of the batch last heard; zero for a teacher without BN layers."""
-        if not self.layers:
+        if not self._batch:
             return torch.zeros(())
-        blend = self._blend()
-        means, variances = blend[: len(self.layers)], blend[len(self.layers) :]
-        kept = [layer.running_mean for layer in self.layers], [layer.running_var for layer in self.layers]
-        return bn_loss(means, variances, *kept)
+        blend, layers = self._blend(), list(self._batch)
+        kept = [layer.running_mean for layer in layers], [layer.running_var for layer in layers]
+        return bn_loss(blend[: len(layers)], blend[len(layers) :], *kept)
 
     def update_average(self) -> None:
         """Takes the last batch into the average: once a round."""
-        if self.layers:
+        if self._batch:
             self.average = [value.detach().clone() for value in self._blend()]
         self._batch.clear()
 

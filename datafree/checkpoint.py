@@ -2,8 +2,13 @@
 
 import os
 import pickle
+import re
+import stat
 import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +18,23 @@ from torch import Tensor, nn
 from .errors import UserError
 
 
+class _Watched:
+    """A file that remembers its first failure to write: torch.save reports it as something else."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.failure = file, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls ``write`` with a binary file that replaces ``path`` only once everything is on the disk.
 
@@ -20,21 +42,54 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         UserError: where the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = None
+    temporary = watched = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            write(file)
+            temporary, watched = file.name, _Watched(file)
+            write(watched)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
+        _sync(path.parent)
+    except (OSError, RuntimeError) as error:
+        failure = error if isinstance(error, OSError) else watched and watched.failure
+        if failure is None:
+            raise
+        reason = failure.strerror or failure
         raise UserError(f"cannot write {path}: {reason}", "free some space or choose another folder") from None
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary:
+            with suppress(OSError):  # gone, unless something failed
+                os.unlink(temporary)
+
+
+def _sync(folder: Path) -> None:
+    """Has the disk remember the names in a folder, where the system can."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
+    """Removes what a killed process was writing when it meant to write these files."""
+    parts = {name: re.compile(re.escape(f".{name}.") + "[a-z0-9_]{8}") for name in names}  # as tempfile names them
+    for entry in Path(folder).iterdir():
+        if any(part.fullmatch(entry.name) for part in parts.values()):
+            entry.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError where a file could not be put at ``path``; makes nothing."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "name a file in it")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: {above} is no folder to write in", "choose another place")
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
@@ -53,25 +108,58 @@ def load(path: Path | str, what: str = "checkpoint") -> Any:
         UserError: if it is missing, a folder, unreadable, damaged, or holds anything but data.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{what} {path} does not exist", "check the path")
-    if not path.is_file():
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise UserError(f"{what} {path} does not exist", "check the path") from None
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}", "check the path") from None
+    if not stat.S_ISREG(kind):
         raise UserError(f"{what} {path} is not a file", "name the .pth file itself")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the answer is one line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise UserError(f"{what} {path} cannot be read", "check its permissions") from None
-    except pickle.UnpicklingError as error:
-        if "weights only" in str(error).lower() or "Unsupported" in str(error):
+    except Exception as error:  # torch raises a dozen types for a damaged file
+        named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if named is not None and _checksums_hold(path):
             raise UserError(
-                f"{what} {path} holds code or whole modules, not just tensors and plain values",
+                f"{what} {path} holds code or whole modules, not just tensors and plain values: {_is(named[1])}",
                 "save its state_dict() and give that; nothing in the file was run",
             ) from None
-        raise UserError(f"{what} {path} is damaged or not a checkpoint", "copy it anew") from None
-    except Exception as error:  # torch raises a dozen types for a damaged file
         raise UserError(
             f"{what} {path} is damaged or not a checkpoint ({type(error).__name__})", "copy it anew"
         ) from None
+    if not _checksums_hold(path):
+        raise UserError(f"{what} {path} is damaged: a checksum in it does not hold", "copy it anew")
+    return content
+
+
+def _is(name: str) -> str:
+    """What a file that refers to that class or function is: a capital letter is a class, most likely a network's."""
+    if name.rsplit(".", 1)[-1][:1].isupper():
+        return f"an object of class {name}, such as a network saved whole by older code"
+    return f"it calls {name}"
+
+
+def _checksums_hold(path: Path) -> bool:
+    """Whether every record has the CRC-32 that torch.save wrote for it, which torch.load does not look at.
+
+    True for files without any: those of the format before PyTorch 1.6, and those saved with CRCs turned off (all 0).
+    """
+    if not zipfile.is_zipfile(path):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                with archive.open(record) as data:
+                    while record.CRC and data.read(2**20):
+                        pass
+    except Exception:  # zipfile, too, has a dozen types for a damaged file
+        return False
+    return True
 
 
 def state_dict_of(content: Any, path: Path | str, what: str) -> dict[str, Tensor]:
@@ -81,7 +169,7 @@ def state_dict_of(content: Any, path: Path | str, what: str) -> dict[str, Tensor
         UserError: if there is none, or a value in it is not finite.
     """
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(_is_plain(value) for value in state.values()):
         raise UserError(f"{what} {path} holds no state_dict", "save {'state_dict': model.state_dict()}")
     bad = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
     if bad is not None:
@@ -89,12 +177,19 @@ def state_dict_of(content: Any, path: Path | str, what: str) -> dict[str, Tensor
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
+def _is_plain(value: Any) -> bool:
+    """A dense tensor of real numbers, with data."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return value.device.type == "cpu" and not value.is_quantized and not value.is_complex()
+
+
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path | str, what: str) -> None:
     """Fills a network, all names and shapes matching.
 
     Raises:
-        UserError: if they do not match, naming the first difference; a last layer of another height is called what
-            it is, another class count.
+        UserError: if they do not match, naming the first difference; a last linear layer of another height, all else
+            being equal, is called what it is, another class count.
     """
     own = model.state_dict()
     missing = [key for key in own if key not in state]
@@ -103,9 +198,10 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path | str, w
         first = f"it lacks {missing[0]}" if missing else f"it has {extra[0]}"
         raise UserError(f"{what} {path} is of another architecture: {first}", "name the model that it was saved from")
     wrong = [key for key in own if own[key].shape != state[key].shape]
-    last_weight = [key for key in own if own[key].ndim == 2][-1:]
-    if wrong and wrong[0] in last_weight:
-        here, there = len(own[wrong[0]]), len(state[wrong[0]])
+    last_weight = next((key for key in reversed(own) if own[key].ndim == 2), "")
+    last_linear = {last_weight, last_weight.removesuffix("weight") + "bias"}
+    if last_weight in wrong and set(wrong) <= last_linear and state[last_weight].ndim == 2:
+        here, there = len(own[last_weight]), len(state[last_weight])
         raise UserError(
             f"{what} {path} has {there} classes, {here} are wanted", "choose the data set it was trained on"
         )

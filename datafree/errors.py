@@ -5,10 +5,11 @@ The entry points print it as a single line, ``error: <what> — <what to do>``, 
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class UserError(Exception):
@@ -28,7 +29,9 @@ class UserError(Exception):
 def nearest_names(name: str, known: Iterable[str], most: int = 4) -> str:
     """A phrase that names what the user may have meant: the nearest known names, else all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
+    begun = [entry for entry in known if entry.startswith(name)]
+    alike = [entry for entry in difflib.get_close_matches(name, known, n=most, cutoff=0.5) if entry not in begun]
+    near = (begun + alike)[:most]
     return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 
@@ -64,3 +67,24 @@ def not_finite_in(where: str) -> Iterator[None]:
             f"{bad.term} became {bad.value} in {where}, step {bad.step}",
             "lower --lr or --lr_g, or try --precision fp32; the state before it is kept",
         ) from None
+
+
+def check_weights_finite(networks: Mapping[str, nn.Module], step: int) -> None:
+    """Raises NotFiniteError for the first network with a weight or statistic that is not, after so many steps.
+
+    The last update of a round can spoil weights that no loss has met yet; saved, they would spoil every resumption.
+    """
+    for name, network in networks.items():
+        values = {key: value for key, value in network.state_dict().items() if value.is_floating_point()}
+        good = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+        for (key, value), is_finite in zip(values.items(), good, strict=True):
+            if not is_finite:
+                raise NotFiniteError(f"{name}'s {key}", value[~value.isfinite()][0].item(), step)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, on the CPU or a GPU, is what an operation lacked; PyTorch has several ways to say so."""
+    said = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in said)
+    )

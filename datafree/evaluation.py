@@ -69,7 +69,8 @@ class Evaluation:
         compute: Compute,
         batch_size: int = 256,
     ):
-        self.teacher, self.images = teacher, images
+        self.teacher = teacher
+        self.images = images.to(compute.device) if isinstance(images, TensorImages) else images
         self._arguments = (augmentation, compute, batch_size)
         self.accuracy_teacher = None
         if images is not None:

@@ -13,6 +13,14 @@ share = number(float, 0, 1)
 below_one = number(float, 0, 0.9999)
 count = number(int, 1, 2**31)
 count_or_zero = number(int, 0, 2**31)
+size = number(int, 1, 2**16)  # of batches, layers, images: above anything published, below what no machine holds
+
+
+def dataset(text: str) -> str:
+    """A checker for argparse: a name, or imagefolder: with a path behind it."""
+    if not text or text == "imagefolder:":
+        raise argparse.ArgumentTypeError(f"{text!r} names no data set; give a name or imagefolder:PATH")
+    return text
 
 
 def distillation_parser() -> Parser:
@@ -53,7 +61,7 @@ def distillation_parser() -> Parser:
 
     synthesis = parser.add_argument_group("synthesis")
     synthesis.add_argument(
-        "--synthesis_batch_size", type=count, default=256, metavar="IMAGES", help="images made a round"
+        "--synthesis_batch_size", type=size, default=256, metavar="IMAGES", help="images made a round"
     )
     synthesis.add_argument(
         "--g_steps",
@@ -62,9 +70,9 @@ def distillation_parser() -> Parser:
         metavar="K",
         help="generator iterations a round; more give better images, slower",
     )
-    synthesis.add_argument("--nz", type=count, default=256, metavar="N", help="length of the noise vector z")
+    synthesis.add_argument("--nz", type=size, default=256, metavar="N", help="length of the noise vector z")
     synthesis.add_argument(
-        "--ngf", type=count, default=64, metavar="CHANNELS", help="width of g1 and g2; lower is faster"
+        "--ngf", type=size, default=64, metavar="CHANNELS", help="width of g1 and g2; lower is faster"
     )
     synthesis.add_argument("--lr_g", type=positive, default=2e-3, help="learning rate of the generator")
     synthesis.add_argument("--lr_z", type=positive, default=0.01, help="learning rate of z")
@@ -149,7 +157,7 @@ def distillation_parser() -> Parser:
         metavar="LEVELS",
         help="largest change of a pixel, in 1/255: raise it until the attack changes classes",
     )
-    hard.add_argument("--p_width", type=count, default=64, metavar="CHANNELS", help="width of P; lower is faster")
+    hard.add_argument("--p_width", type=size, default=64, metavar="CHANNELS", help="width of P; lower is faster")
     hard.add_argument("--lr_p", type=positive, default=2e-4, help="learning rate of P")
     hard.add_argument("--no_swap", action="store_true", help="no identity swap of clean and attacked samples")
     hard.add_argument(
@@ -199,12 +207,16 @@ def training_parser() -> Parser:
 
 def _add_dataset_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--dataset", default="digits", metavar="NAME", help="a data set of registry.py, or imagefolder:PATH"
+        "--dataset",
+        type=dataset,
+        default="digits",
+        metavar="NAME",
+        help="a data set of registry.py, or imagefolder:PATH",
     )
-    group.add_argument("--img_size", type=count, metavar="PIXELS", help="imagefolder: height and width (default: 224)")
+    group.add_argument("--img_size", type=size, metavar="PIXELS", help="imagefolder: height and width (default: 224)")
     group.add_argument(
         "--num_classes",
-        type=count,
+        type=size,
         metavar="N",
         help="imagefolder: number of classes (default: as found in the folder)",
     )
@@ -229,7 +241,7 @@ def _add_optimiser_flags(
     group: argparse._ArgumentGroup, epochs: int, batch_size: int, lr: float, weight_decay: float
 ) -> None:
     group.add_argument("--epochs", "--epoch", type=count, default=epochs, metavar="N", help="length of the run")
-    group.add_argument("--batch_size", type=count, default=batch_size, metavar="IMAGES", help="images a step")
+    group.add_argument("--batch_size", type=size, default=batch_size, metavar="IMAGES", help="images a step")
     group.add_argument("--lr", type=positive, default=lr, help="learning rate of SGD at the start")
     group.add_argument("--momentum", type=below_one, default=0.9, help="of SGD")
     group.add_argument("--weight_decay", type=weight, default=weight_decay, help="of SGD; raise it against overfitting")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,39 @@ from .errors import UserError
 
 # What may differ between the first start and a resumption: none of it changes a number (device: beyond rounding).
 FREE = {"resume", "overwrite", "dry_run", "device", "data_root", "run_root", "download"}
+OF_ONE_START = {"resume", "overwrite", "dry_run"}  # of these, config.json says nothing about a resumption
 
 
 def resolve(parser: Parser, argv: list[str], preset: Preset) -> argparse.Namespace:
     """The arguments of a run: from the command line or, with ``--resume RUN``, from that run's config.json.
 
     Raises:
-        UserError: as :meth:`Parser.resolve` does; with ``--resume RUN``, if RUN is no run folder or if a flag is given
-            that says something else than its config.json.
+        UserError: as :meth:`Parser.resolve` does; with ``--resume RUN``, if RUN is no run folder of this program or if
+            a flag is given that says something else than its config.json.
     """
-    args = parser.resolve(argv, preset)
-    if not isinstance(args.resume, Path):
-        return args
-    folder, config = args.resume, _config(args.resume)
     given = parser.given(argv)
+    folder = getattr(given, "resume", None)
+    if folder and getattr(given, "overwrite", False):
+        raise UserError("--resume and --overwrite exclude each other", "go on with the one, start anew with the other")
+    if not isinstance(folder, Path):
+        return parser.resolve(argv, preset)
+    config = _config(folder)
+    if config.get("program", parser.prog) != parser.prog:
+        raise UserError(f"{folder} is a run of {config['program']}", f"python {config['program']} --resume {folder}")
     for name, value in plain_values(given).items():
         if name not in FREE and _json(value) != _json(config.get(name)):
             raise UserError(f"--{name} was {config.get(name)} in {folder}", "leave it out, or start another with --tag")
-    for name in vars(args).keys() & config.keys() - vars(given).keys():
-        setattr(args, name, parser.from_plain(name, config[name]))
-    args.resume, args.overwrite, args.dry_run = folder, False, given.dry_run if "dry_run" in given else False
-    return args
+    kept = _kept(parser, config, folder)
+    return parser.resolve(argv, lambda known: {**preset(argparse.Namespace(**{**vars(known), **kept})), **kept})
+
+
+def _kept(parser: Parser, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What config.json says, each value checked as one from the command line is."""
+    names = [name for name in parser.names() if name in config and name not in OF_ONE_START]
+    try:
+        return {name: parser.from_plain(name, config[name]) for name in names}
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error.what}", "restore it, or start anew with --overwrite") from None
 
 
 def run_path(args: argparse.Namespace, name: str) -> Path:
@@ -42,7 +55,7 @@ def run_path(args: argparse.Namespace, name: str) -> Path:
 
 
 def _check_unchanged(args: argparse.Namespace, folder: Path) -> None:
-    if not (folder / "config.json").exists():
+    if not os.path.exists(folder / "config.json"):
         return
     config, now = _config(folder), plain_values(args)
     for name, value in now.items():
@@ -59,8 +72,9 @@ def _json(value: Any) -> str:
 def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{folder} is no run folder: no readable config.json in it", "name one under run/") from None
+    except (OSError, ValueError, RecursionError):
+        remedy = "name one under run/; a run that was stopped before it wrote any starts again with --overwrite"
+        raise UserError(f"{folder} is no run folder: no readable config.json in it", remedy) from None
     if not isinstance(config, dict):
         raise UserError(f"{folder}/config.json is not what a run writes", "start anew with --overwrite")
     return config

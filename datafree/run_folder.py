@@ -1,12 +1,14 @@
 """The folder of a run: what is in it, how it is written, and what the terminal shows."""
 
 import csv
+import errno
 import io
 import json
 import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -34,6 +36,7 @@ GENERATED = (
     *("config.json", "log.txt", "metrics.csv", "summary.json", "generator_loss.npy", "synthetic.png", "synthetic.pth"),
     *("gan_reuse.pth", "decoder.pth", "gan_abandon.pth", "gap.pth", "student_last.pth", "best.pth"),
 )
+WRITTEN = (*GENERATED, STATE_FILE, POOL_FILE)
 
 
 class RunFolder:
@@ -52,31 +55,44 @@ class RunFolder:
     def __init__(self, path: Path, columns: list[str], overwrite: bool = False, resume: bool = False):
         self.path, self.columns = Path(path), columns
         self.bar: tqdm | None = None
-        self._started = time.perf_counter()
-        self._seconds_before = 0.0
+        self._board = self._lock = self._log = self._metrics = None
+        self._started, self._seconds_before = time.perf_counter(), 0.0
+        self._resumed, self._excepthook = resume, threading.excepthook
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.path)
-            left = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
-            if left and not resume:
-                if not overwrite:
-                    raise UserError(
-                        f"{self.path} is not empty", "go on with --resume, start anew with --overwrite, or name a --tag"
-                    )
-                self.clear()
-            self._log = open(self.path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (kept open)
-            self._metrics = open(self.path / "metrics.csv", "a", newline="")  # noqa: SIM115
+            self._open(overwrite, resume)
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}", "choose another folder") from None
-        self._board = None
+            self.close()
+            raise self._cannot_write(error, "choose another folder") from None
+        except UserError:
+            self.close()
+            raise
+
+    def _open(self, overwrite: bool, resume: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        left = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
+        refused = bool(left) and not (overwrite or resume)
+        if not refused or (self.path / LOCK_FILE).exists():  # a refusal makes no file
+            self._lock = _lock(self.path)
+        if refused:
+            raise UserError(
+                f"{self.path} is not empty", "go on with --resume, start anew with --overwrite, or name a --tag"
+            )
+        for name in WRITTEN:
+            if (self.path / name).is_dir():
+                raise UserError(f"{self.path / name} is a folder", "a file of the run goes there: move it away")
+        checkpoint.remove_unfinished(self.path, WRITTEN)
+        if not resume:
+            self.clear()
+        self._log = open(self.path / "log.txt", "ab", buffering=0)  # noqa: SIM115 (kept open)
+        self._metrics = open(self.path / "metrics.csv", "ab", buffering=0)  # noqa: SIM115
+
+    def _cannot_write(self, error: OSError, remedy: str = "free some space, then --resume") -> UserError:
+        return UserError(f"cannot write {self.path}: {error.strerror or error}", remedy)
 
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""
-        for name in (*GENERATED, STATE_FILE, POOL_FILE):
+        for name in WRITTEN:
             (self.path / name).unlink(missing_ok=True)
-        for name in (*GENERATED, STATE_FILE):  # what a killed run was writing
-            for unfinished in self.path.glob(f".{name}.*"):
-                unfinished.unlink()
         for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
 
@@ -88,23 +104,50 @@ class RunFolder:
         return done
 
     def start(self, metrics_bytes: int = 0, step: int = 0, seconds: float = 0.0) -> None:
-        """Begins recording after ``step`` rounds that took ``seconds``; later rows of metrics.csv are dropped."""
+        """Begins recording after ``step`` rounds that took ``seconds``.
+
+        Later rows of metrics.csv are dropped, and later ones of TensorBoard's are taken back.
+        """
         self._seconds_before = seconds
         try:
-            self._metrics.truncate(metrics_bytes)
-            if not metrics_bytes:
-                csv.DictWriter(self._metrics, self.columns).writeheader()
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}", "choose another folder") from None
-        from torch.utils.tensorboard import SummaryWriter  # two seconds to import: not for --help or an error
+            kept = self._rows_kept(metrics_bytes)
+            self._metrics.truncate(kept)
+            if not kept:
+                self._append(self._metrics, _csv_line(self.columns))
+            from torch.utils.tensorboard import SummaryWriter  # two seconds to import: not for --help or an error
 
-        self._board = SummaryWriter(self.path / "tensorboard", purge_step=step + 1 if step else None)
+            threading.excepthook = self._pass_over_board
+            self._board = SummaryWriter(self.path / "tensorboard", purge_step=step + 1 if self._resumed else None)
+        except OSError as error:
+            raise self._cannot_write(error, "choose another folder") from None
+
+    def _rows_kept(self, metrics_bytes: int) -> int:
+        """How much of metrics.csv counts: what is asked for or, where somebody took some away, its whole lines."""
+        if os.fstat(self._metrics.fileno()).st_size >= metrics_bytes:
+            return metrics_bytes
+        self.log(f"warning: {self.path / 'metrics.csv'} has lost rows since the run was last here; going on without")
+        return (self.path / "metrics.csv").read_bytes().rfind(b"\n") + 1
+
+    def _pass_over_board(self, failure: threading.ExceptHookArgs) -> None:
+        """Keeps TensorBoard's thread from printing what ``record`` is about to report."""
+        if not issubclass(failure.exc_type, OSError):
+            self._excepthook(failure)
+
+    def _append(self, file: IO[bytes], data: bytes) -> None:
+        """All of it or nothing, with no buffer that could come out later. Raises OSError."""
+        before = os.fstat(file.fileno()).st_size
+        written = 0
+        try:
+            while written < len(data):
+                written += file.write(data[written:])
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
 
     def metrics_bytes(self) -> int:
         """Length of metrics.csv, all of it on the disk."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
-        return self._metrics.tell()
+        return os.fstat(self._metrics.fileno()).st_size
 
     def log(self, line: str = "") -> None:
         """One line to the terminal (above the progress bar) and to log.txt."""
@@ -112,7 +155,10 @@ class RunFolder:
             self.bar.write(line)
         else:
             print(line, flush=True)
-        self._log.write(line + "\n")
+        try:
+            self._append(self._log, (line + "\n").encode(errors="backslashreplace"))
+        except OSError as error:
+            raise self._cannot_write(error) from None
 
     def rounds(self, total: int, done: int = 0) -> Iterator[int]:
         """done+1..total under the run's one bar (none where the terminal is a file), counted in the first column."""
@@ -125,13 +171,14 @@ class RunFolder:
         step = row[self.columns[0]]
         values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
         try:
-            csv.DictWriter(self._metrics, self.columns).writerow(values)
-            self._metrics.flush()
+            self._append(self._metrics, _csv_line([values.get(column) for column in self.columns]))
+            os.fsync(self._metrics.fileno())
             for key, value in row.items():
                 if value is not None and key != self.columns[0]:
                     self._board.add_scalar(key, value, step)
+            self._board.flush()
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}", "free some space, then --resume") from None
+            raise self._cannot_write(error) from None
         if self.bar is not None:
             shown = {
                 key.removeprefix("loss_"): row[key]
@@ -145,7 +192,10 @@ class RunFolder:
         """The newest synthetic batch (B, 3, H, W) in [0, 1]: synthetic.png, synthetic.pth, TensorBoard."""
         x = x.detach().float().cpu()
         grid = make_grid(x[:most], nrow=8, padding=1, pad_value=1.0)
-        self._board.add_image("synthetic", grid, step)
+        try:
+            self._board.add_image("synthetic", grid, step)
+        except OSError as error:
+            raise self._cannot_write(error) from None
         self.save("synthetic.pth", x)
         checkpoint.write_whole(self.path / "synthetic.png", lambda file: file.write(_png(grid)))
 
@@ -162,7 +212,7 @@ class RunFolder:
     def save_json(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file, indented."""
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        checkpoint.write_whole(self.path / name, lambda file: file.write(text.encode()))
+        checkpoint.write_whole(self.path / name, lambda file: file.write(text.encode(errors="backslashreplace")))
 
     def seconds(self) -> float:
         """The run's so far: since this process opened the folder, and those of the processes before."""
@@ -189,15 +239,27 @@ class RunFolder:
             if opened is not None:
                 with suppress(OSError):  # a full disk has been reported by now
                     opened.close()
+        threading.excepthook = self._excepthook
+
+
+def _csv_line(cells: list[Any]) -> bytes:
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(cells)
+    return line.getvalue().encode()
 
 
 def _lock(path: Path) -> IO[str]:
-    """Takes the folder's lock. Raises UserError where another process has it; a dead process has none."""
+    """Takes the folder's lock. Raises UserError where another process has it; a dead process has none.
+
+    On a file system without locks, as some clusters have, there is none to take.
+    """
     lock = open(path / LOCK_FILE, "a")  # noqa: SIM115 (open as long as the run)
     if fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                return lock
             lock.close()
             raise UserError(f"{path} is in use by another run", "wait for it, or name a --tag") from None
     return lock

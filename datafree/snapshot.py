@@ -1,15 +1,16 @@
 """A run's complete state after a round: last.pth, and beside it pool.bin, which only ever grows.
 
     save:  append the round's new images to pool.bin;  replace last.pth, which says how much of pool.bin counts
-    load:  cut pool.bin to what last.pth says, read it back, put every part's state where it was
+    load:  read of pool.bin what last.pth says, compare checksums, put every part's state where it was
 
-A kill between the two leaves a longer pool.bin than last.pth knows of; the next load cuts the rest off.
+A kill between the two leaves a longer pool.bin than last.pth knows of; the next save writes over the rest.
 """
 
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 
@@ -40,6 +41,7 @@ class Snapshot:
     def __init__(self, folder: Path, parts: Mapping[str, Stateful], pool: ImagePool | None = None):
         self.folder, self.parts, self.pool = Path(folder), parts, pool
         self._chunks: list[int] = []  # images a save, in order
+        self._checksums: list[int] = []  # CRC-32 of each
 
     def save(self, progress: Mapping[str, Any]) -> None:
         """Writes the state of now; ``progress`` is plain values that the caller wants back.
@@ -50,8 +52,10 @@ class Snapshot:
         if self.pool is not None and len(self.pool) > sum(self._chunks):
             self._append(sum(self._chunks), len(self.pool))
         content = {name: part.state_dict() for name, part in self.parts.items()}
-        global_rng = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        on_gpu = torch.cuda.is_initialized()  # not woken for a run on the CPU
+        global_rng = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if on_gpu else []}
         content |= {"progress": dict(progress), "pool_chunks": list(self._chunks), "global_rng": global_rng}
+        content |= {"pool_checksums": list(self._checksums)}
         checkpoint.save(content, self.folder / STATE_FILE)
 
     def load(self) -> dict[str, Any] | None:
@@ -63,48 +67,64 @@ class Snapshot:
         path = self.folder / STATE_FILE
         if not path.exists():
             return None
-        content = checkpoint.load(path, "run state")
+        content, anew = checkpoint.load(path, "run state"), "start anew with --overwrite"
+        if not isinstance(content, dict):
+            raise UserError(f"run state {path} is no run state", anew)
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(content[name])
-            self._chunks = list(content["pool_chunks"])
+            self._chunks, self._checksums = list(content["pool_chunks"]), list(content["pool_checksums"])
             torch.set_rng_state(content["global_rng"]["cpu"])
-            progress = dict(content["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise UserError(f"run state {path} is of another run ({error})", "start anew with --overwrite") from None
-        if torch.cuda.is_available() and len(content["global_rng"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(content["global_rng"]["cuda"])
+            of_gpus, progress = list(content["global_rng"]["cuda"]), dict(content["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            raise UserError(f"run state {path} is of another run or version ({error!r})", anew) from None
+        if of_gpus and torch.cuda.is_initialized() and len(of_gpus) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(of_gpus)
         if self.pool is not None:
             self._read_pool()
         return progress
 
     def _append(self, start: int, end: int) -> None:
-        path = self.folder / POOL_FILE
+        path, before = self.folder / POOL_FILE, start * self.pool.bytes_per_image
+        checksum = 0
         try:
-            with open(path, "r+b" if path.exists() else "wb") as file:
-                file.seek(start * self.pool.bytes_per_image)  # over what a save that was cut short may have left
+            with open(path, "r+b" if start else "wb") as file:
+                if os.fstat(file.fileno()).st_size < before:
+                    raise UserError(f"{path} has lost images since it was written", "start anew with --overwrite")
+                file.seek(before)  # over what a save that was cut short may have left
                 file.truncate()
                 for rows in self.pool.rows(start, end):
-                    file.write(rows.cpu().contiguous().numpy().tobytes())
+                    data = rows.cpu().contiguous().numpy().tobytes()
+                    checksum = zlib.crc32(data, checksum)
+                    file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}", "free some space, then --resume") from None
         self._chunks.append(end - start)
+        self._checksums.append(checksum)
 
     def _read_pool(self) -> None:
         path, wanted = self.folder / POOL_FILE, sum(self._chunks) * self.pool.bytes_per_image
+        anew = "start anew with --overwrite"
         try:
             found = path.stat().st_size if wanted else 0
             if found < wanted or wanted > self.pool.bytes_per_image * self.pool.capacity:
-                raise UserError(f"{path} has {found} bytes, {wanted} are wanted", "start anew with --overwrite")
+                raise UserError(f"{path} has {found} bytes, {wanted} are wanted", anew)
             with open(path, "rb") if wanted else open(os.devnull, "rb") as file:
                 self.pool.clear()
-                for count in self._chunks:
-                    start = len(self.pool)
-                    self.pool.extend(count)
-                    for rows in self.pool.rows(start, start + count):
-                        data = torch.frombuffer(bytearray(file.read(rows.nbytes)), dtype=rows.dtype)
-                        rows.copy_(data.view(rows.shape))
+                for count, checksum in zip(self._chunks, self._checksums, strict=True):
+                    if self._read_chunk(file, count) != checksum:
+                        raise UserError(f"{path} is damaged: a checksum in {STATE_FILE} does not hold", anew)
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}", "start anew with --overwrite") from None
+            raise UserError(f"cannot read {path}: {error.strerror}", anew) from None
+
+    def _read_chunk(self, file: IO[bytes], count: int) -> int:
+        """The next ``count`` images into the pool; returns the CRC-32 of what was read."""
+        start, checksum = len(self.pool), 0
+        self.pool.extend(count)
+        for rows in self.pool.rows(start, start + count):
+            data = bytearray(file.read(rows.nbytes))
+            checksum = zlib.crc32(data, checksum)
+            rows.copy_(torch.frombuffer(data, dtype=rows.dtype).view(rows.shape))
+        return checksum

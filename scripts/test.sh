@@ -7,4 +7,6 @@ prepare requirements-dev.txt
 
 ruff check .
 ruff format --check .
-python -m pytest -q "$@"
+# Two small processes beat one with two threads: most tests are too small to share.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+python -m pytest -q -n "${WORKERS:-auto}" "$@"

@@ -1,0 +1,65 @@
+"""One look before the first round: what cannot work is said while nothing is written yet."""
+
+import copy
+import os
+
+import torch
+from torch import nn
+
+from .data.augment import Augmentation
+from .device import Compute
+from .errors import UserError, is_out_of_memory
+
+
+def check_answers(
+    model: nn.Module, what: str, img_size: int, augmentation: Augmentation, compute: Compute, train_batch: int = 0
+) -> None:
+    """Has a network answer a little noise; draws no random numbers of the run and leaves the network as it is.
+
+    Args:
+        model: takes normalised images (B, 3, H, W).
+        what: what it is to the user, for messages ("teacher runs/a.pth").
+        img_size: H = W in pixels.
+        augmentation: for the normalisation.
+        compute: device and precision.
+        train_batch: images a step where the network will be trained; 0 asks it in the mode that it is in.
+
+    Raises:
+        UserError: if it cannot take images of that size, or answers with NaN or infinity.
+    """
+    noise = torch.rand(2, 3, img_size, img_size, generator=torch.Generator().manual_seed(0)).to(compute.device)
+    if train_batch:
+        model, noise = copy.deepcopy(model).train(), noise[:train_batch]
+    devices = [compute.device] if compute.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices), compute.autocast():
+            finite = model(augmentation.normalise(noise)).isfinite().all().item()
+    except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{what} cannot take batches of {len(noise)} images of {img_size}x{img_size} pixels: {error}",
+            "choose larger images or batches, or another model",
+        ) from None
+    if not finite:
+        raise UserError(
+            f"{what} answers noise with NaN or infinite numbers", "train or copy it anew, or try --precision fp32"
+        )
+
+
+def check_pool_fits(images: int, img_size: int, device: torch.device, twins: bool) -> None:
+    """Raises UserError where the pool, once full, is larger than all the memory of the device."""
+    wanted, there = images * 3 * img_size**2 * (1 + twins), _memory(device)
+    if there is not None and wanted > there:
+        raise UserError(
+            f"the pool of {images:,} images takes {wanted / 2**30:,.1f} GiB, {device} has {there / 2**30:,.1f} GiB",
+            "lower --epochs or --synthesis_batch_size",
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,123 @@
+"""Everything that a run works with, built from its arguments."""
+
+import math
+from argparse import Namespace
+from dataclasses import dataclass
+
+from torch import nn
+
+from . import checkpoint, probe, reuse
+from .attack import Attack, AttackSettings
+from .data.augment import Augmentation
+from .data.datasets import DatasetSpec
+from .data.pool import ImagePool
+from .device import Compute
+from .distillation import Distillation, DistillationSettings
+from .models.perturbation import PerturbationNetwork
+from .modes import MODES
+from .randomness import Streams, initialising
+from .registration import Registry
+from .synthesis.reusable_generator import ReusableGeneratorSynthesis, SynthesisSettings
+
+
+@dataclass
+class Task:
+    """Everything that a run works with."""
+
+    spec: DatasetSpec
+    compute: Compute
+    streams: Streams
+    teacher: nn.Module
+    student: nn.Module
+    attack: Attack | None
+    synthesis: ReusableGeneratorSynthesis
+    distillation: Distillation
+    pool: ImagePool
+    rounds: int
+    accuracy_teacher: float | None = None
+
+
+def rounds_of(args: Namespace) -> int:
+    """Synthesis rounds in a run: one before every kd_steps of the run's distillation steps; the last may be short."""
+    return math.ceil(args.epochs * args.ep_steps / args.kd_steps)
+
+
+def steps_in(args: Namespace, number: int) -> int:
+    """Distillation steps of that round: kd_steps, or what is left of the run's steps."""
+    return min(args.kd_steps, args.epochs * args.ep_steps - (number - 1) * args.kd_steps)
+
+
+def build(args: Namespace, spec: DatasetSpec, compute: Compute, models: Registry) -> Task:
+    """Networks, pool and the two halves of a round; ``models`` makes a classifier of a name and a class count.
+
+    Raises:
+        UserError: for whatever does not fit together.
+    """
+    streams = Streams(args.seed, compute.device)
+    teacher = models[args.teacher](spec.num_classes)
+    checkpoint.load_classifier(teacher, args.teacher_path)
+    teacher = compute.place(teacher).eval().requires_grad_(False)
+    with initialising(args.seed, "student"):
+        student = compute.place(models[args.student](spec.num_classes))
+    paths = (args.reuse_generator_path, args.reuse_decoder_path)
+    generator = compute.place(reuse.build_generator(args.seed, args.nz, args.ngf, spec.img_size, *paths))
+
+    augmentation = Augmentation(spec, compute.device, args.crop_padding)
+    attack = build_attack(args, teacher, augmentation, compute) if args.hl and not args.no_aea else None
+    part_rates = MODES[args.mode].part_rates(args.finetune_factor)
+    rounds, twins = rounds_of(args), bool(attack and attack.in_pool)
+    pool = (rounds * args.synthesis_batch_size, spec.img_size, compute.device, twins)
+    probe.check_pool_fits(*pool)
+    look_ahead(args, spec, compute, augmentation, teacher, student, attack)
+    steps = args.epochs * args.ep_steps - args.warmup * args.kd_steps
+    shared = (augmentation, compute, streams)
+    return Task(
+        spec,
+        compute,
+        streams,
+        teacher,
+        student,
+        attack,
+        ReusableGeneratorSynthesis(
+            *(generator, teacher, student, SynthesisSettings.of(args, spec.num_classes), part_rates, *shared),
+            attack_step=attack.train_step if attack else None,
+        ),
+        Distillation(teacher, student, DistillationSettings.of(args, steps), *shared, attack),
+        ImagePool(*pool),
+        rounds,
+    )
+
+
+def look_ahead(
+    args: Namespace,
+    spec: DatasetSpec,
+    compute: Compute,
+    augmentation: Augmentation,
+    teacher: nn.Module,
+    student: nn.Module,
+    attack: Attack | None,
+) -> None:
+    """Raises UserError where a network cannot do its part, before anything is written."""
+    shared = (spec.img_size, augmentation, compute)
+    probe.check_answers(teacher, f"teacher {args.teacher_path}", *shared)
+    probe.check_answers(student, f"student {args.student}", *shared, train_batch=args.batch_size)
+    if attack:
+        probe.check_answers(attack.network, "the attack network P", *shared, train_batch=args.synthesis_batch_size)
+
+
+def build_attack(args: Namespace, teacher: nn.Module, augmentation: Augmentation, compute: Compute) -> Attack:
+    """P, initialised from a stream of its own, and its training."""
+    with initialising(args.seed, "P"):
+        network = PerturbationNetwork(args.p_width)
+    return Attack(compute.place(network), teacher, AttackSettings.of(args), augmentation, compute)
+
+
+def sizes(task: Task) -> str:
+    """One line on how large things are."""
+    generator = task.synthesis.generator
+    named = {"teacher": task.teacher, "student": task.student, "g1": generator.g1, "g2": generator.g2, "d": generator.d}
+    if task.attack:
+        named["P"] = task.attack.network
+    counts = [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in named.items()]
+    pool = task.pool.capacity * task.pool.bytes_per_image / 2**20
+    return f"parameters: {', '.join(counts)}; rounds: {task.rounds}; pool: {pool:.0f} MiB when full"

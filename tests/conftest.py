@@ -1,0 +1,114 @@
+"""What several test files share: a small classifier and generator, plain settings, and how a user's mistake looks."""
+
+import contextlib
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datafree.data.augment import Augmentation
+from datafree.data.datasets import DatasetSpec
+from datafree.device import Compute
+from datafree.errors import UserError
+from datafree.models.generator import ReusableGenerator
+from datafree.reuse import build_generator
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+FP32 = Compute(CPU, bf16=False, reason="in tests")
+SIZE, CLASSES, NZ, NGF = 8, 5, 6, 2  # of the small networks
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whatever tries to reach the network fails, and is listed."""
+    calls = []
+
+    def refuse(*args, **kwargs):
+        calls.append(args)
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return calls
+
+
+class SmallClassifier(nn.Module):
+    """Two convolutions with BatchNorm (or without), a global pool, a linear layer."""
+
+    def __init__(self, num_classes: int = CLASSES, width: int = 4, batch_norm: bool = True):
+        super().__init__()
+        norm = nn.BatchNorm2d if batch_norm else lambda _: nn.Identity()
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, padding=1, bias=False), norm(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False), norm(2 * width)
+        self.fc = nn.Linear(2 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.bn2(self.conv2(x)).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def small_classifier(seed: int, **how) -> SmallClassifier:
+    """Of that seed, with BN statistics, weights and biases away from their first values and logits that differ."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = SmallClassifier(**how)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.running_mean.normal_()
+                    module.running_var.uniform_(0.5, 2)
+                    module.weight.uniform_(0.5, 2)
+                    module.bias.normal_()
+            model.fc.weight.mul_(5)
+    return model
+
+
+def small_teacher(seed: int = 1, **how) -> SmallClassifier:
+    """Frozen and in eval mode."""
+    return small_classifier(seed, **how).eval().requires_grad_(False)
+
+
+def small_generator(seed: int = 0) -> ReusableGenerator:
+    return build_generator(seed, NZ, NGF, SIZE)
+
+
+def small_spec(flip: bool = True, size: int = SIZE) -> DatasetSpec:
+    """A data set in name only."""
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    return DatasetSpec("small", CLASSES, size, mean, std, flip=flip, load=lambda *_: None)
+
+
+def small_augmentation(padding: int = 1, flip: bool = True) -> Augmentation:
+    return Augmentation(small_spec(flip), CPU, padding)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of parameters and buffers."""
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+
+def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@contextlib.contextmanager
+def user_error(*words: str):
+    """Within, a UserError of one line, what and remedy, that has all these words."""
+    with pytest.raises(UserError) as caught:
+        yield
+    text = str(caught.value)
+    assert "\n" not in text and " — " in text and caught.value.what and caught.value.remedy
+    for word in words:
+        assert word in text, text

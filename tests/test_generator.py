@@ -1,0 +1,162 @@
+"""g1, g2, d and G: arithmetic against plain layers, published names and sizes, and what they refuse."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SIZE, small_generator, user_error
+
+from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv
+from datafree.reuse import build_generator
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (1, 1), (3, 5)])
+def test_upsampled_conv_equals_interpolate_and_conv_in_value_and_both_gradients(height, width):
+    layer = UpsampledConv(3, 4).double()
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    weight = layer.weight.detach().clone().requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    by_hand = F.conv2d(F.interpolate(y, scale_factor=2, mode="nearest"), weight, padding=1)
+    value = layer(x)
+    assert value.shape == (2, 4, 2 * height, 2 * width)
+    torch.testing.assert_close(value, by_hand, rtol=1e-12, atol=1e-12)
+    towards = torch.randn_like(by_hand)
+    by_hand.backward(towards)
+    value.backward(towards)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.weight.grad, weight.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_upsampled_conv_has_one_parameter_and_saves_nothing_else():
+    assert list(UpsampledConv(3, 4).state_dict()) == ["weight"]
+    assert [name for name, _ in UpsampledConv(3, 4).named_parameters()] == ["weight"]
+
+
+def test_generative_network_has_the_published_number_of_parameters_at_32_pixels():
+    assert sum(parameter.numel() for parameter in GenerativeNetwork(256, 64, 32).parameters()) == 2_328_899
+
+
+def test_generative_network_has_the_released_names():
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    expected = ["l1.0.weight", "l1.0.bias"]
+    expected += [f"conv_blocks.0.{name}" for name in norm]
+    expected += ["conv_blocks.2.weight"] + [f"conv_blocks.3.{name}" for name in norm]
+    expected += ["conv_blocks.6.weight"] + [f"conv_blocks.7.{name}" for name in norm]
+    expected += ["conv_blocks.9.weight", "conv_blocks.9.bias"]
+    assert list(GenerativeNetwork(4, 2, 32).state_dict()) == expected
+
+
+def generate_by_hand(g, z, training):
+    """The network of method.md section 1 with plain functions, from the released names."""
+    state = g.state_dict()
+
+    def norm(x, name):
+        kept = state[f"{name}.running_mean"].clone(), state[f"{name}.running_var"].clone()
+        return F.batch_norm(x, *kept, state[f"{name}.weight"], state[f"{name}.bias"], training)
+
+    x = z @ state["l1.0.weight"].T + state["l1.0.bias"]
+    x = x.view(len(z), -1, g.config["img_size"] // 4, g.config["img_size"] // 4)
+    x = norm(x, "conv_blocks.0")
+    x = F.conv2d(F.interpolate(x, scale_factor=2), state["conv_blocks.2.weight"], padding=1)
+    x = F.leaky_relu(norm(x, "conv_blocks.3"), 0.2)
+    x = F.conv2d(F.interpolate(x, scale_factor=2), state["conv_blocks.6.weight"], padding=1)
+    x = F.leaky_relu(norm(x, "conv_blocks.7"), 0.2)
+    return F.conv2d(x, state["conv_blocks.9.weight"], state["conv_blocks.9.bias"], padding=1).sigmoid()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_generative_network_is_the_specified_chain_of_layers(training):
+    g = GenerativeNetwork(6, 3, 16).double().train(training)
+    for module in g.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.normal_(module.bias)
+    z = torch.randn(5, 6, dtype=torch.float64)
+    by_hand = generate_by_hand(g, z, training)
+    torch.testing.assert_close(g(z), by_hand, rtol=1e-10, atol=1e-10)
+
+
+def test_channels_last_weights_give_the_same_images():
+    g = GenerativeNetwork(6, 3, 16).eval()
+    z = torch.randn(5, 6)
+    plain = g(z)
+    torch.testing.assert_close(g.to(memory_format=torch.channels_last)(z), plain)
+
+
+def test_decoder_is_the_specified_chain_of_layers():
+    d = Decoder().train()
+    x = torch.rand(2, 3, 9, 7)
+    state, by_hand = d.state_dict(), x
+    for name in ("Conv2", "Conv3", "Conv4"):
+        by_hand = F.conv2d(by_hand, state[f"layers.{name}.conv.weight"], state[f"layers.{name}.conv.bias"], padding=1)
+        mean, variance = by_hand.mean((0, 2, 3), keepdim=True), by_hand.var((0, 2, 3), unbiased=False, keepdim=True)
+        weight, bias = state[f"layers.{name}.bn.weight"], state[f"layers.{name}.bn.bias"]
+        by_hand = (by_hand - mean) / (variance + 1e-5).sqrt() * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+        by_hand = by_hand.clamp(min=0)
+    by_hand = F.conv2d(by_hand, state["layers.Conv5.conv.weight"], state["layers.Conv5.conv.bias"], padding=1).sigmoid()
+    torch.testing.assert_close(d(x), by_hand, rtol=1e-4, atol=1e-5)
+    assert [state[f"layers.Conv{n}.conv.weight"].shape[:2] for n in (2, 3, 4, 5)] == [(8, 3), (16, 8), (8, 16), (3, 8)]
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_images_have_the_asked_size_and_lie_in_0_1(size):
+    G = build_generator(seed=0, nz=5, ngf=2, img_size=size)
+    for x in (G(torch.randn(3, 5)), G.g1(torch.randn(3, 5)), G(1e3 * torch.randn(3, 5))):
+        assert x.shape == (3, 3, size, size) and x.dtype == torch.float32
+        assert x.min() >= 0 and x.max() <= 1 and x.std() > 0
+
+
+def test_large_images_start_from_a_coarse_grid():
+    with torch.device("meta"):
+        g = GenerativeNetwork(256, 64, 224)
+    assert g.l1[0].out_features == 2 * 64 * 7 * 7  # not 2 * 64 * 56 * 56, which makes 103 M parameters
+    assert sum(parameter.numel() for parameter in g.parameters()) < 3_000_000
+
+
+@pytest.mark.parametrize("size", [2, 30, 66, 100, 225])
+def test_a_size_that_cannot_be_halved_often_enough_is_the_users_mistake(size):
+    with user_error(str(size), "multiple of"):
+        GenerativeNetwork(5, 2, size)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_generator_decodes_the_mean_of_both_networks_on_the_same_noise(training):
+    G = small_generator().train(training)
+    z = torch.randn(4, G.g1.config["nz"])
+    assert torch.equal(G(z), G.d((G.g1(z) + G.g2(z)) / 2))
+
+
+def test_g1_and_g2_start_different():
+    G = small_generator()
+    for name, first in G.g1.named_parameters():
+        if first.ndim > 1:
+            assert not torch.equal(first, G.g2.get_parameter(name)), name
+    z = torch.randn(4, G.g1.config["nz"])
+    assert (G.g1(z) - G.g2(z)).abs().max() > 0.01
+
+
+def test_gradient_reaches_every_parameter_and_the_noise():
+    G = small_generator()
+    z = torch.randn(4, G.g1.config["nz"], requires_grad=True)
+    (G(z) * torch.rand(4, 3, SIZE, SIZE)).sum().backward()
+    assert z.grad.abs().max() > 0
+    assert all(parameter.grad is not None for parameter in G.parameters())
+
+
+def test_networks_of_different_width_work_together():
+    G = ReusableGenerator(GenerativeNetwork(5, 2, SIZE), GenerativeNetwork(5, 7, SIZE), Decoder())
+    assert G(torch.randn(2, 5)).shape == (2, 3, SIZE, SIZE)
+
+
+def test_images_are_fp32_with_fp32_steps_under_bf16_autocast():
+    G = small_generator().eval()
+    with torch.no_grad():
+        G.d.layers.Conv5.conv.bias += 3  # bright images: bf16 has 128 steps of 1/256 in [0.5, 1]
+        z = torch.randn(16, G.g1.config["nz"])
+        with torch.autocast("cpu", torch.bfloat16):
+            x = G(z)
+        full = G(z)
+    assert x.dtype == torch.float32
+    assert not torch.equal(x, x.bfloat16().float())
+    torch.testing.assert_close(x, full, rtol=0, atol=0.02)
