@@ -13,13 +13,16 @@
 
 from argparse import Namespace
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import checkpoint
 from .data.augment import Augmentation
 from .device import Compute
+from .errors import UserError
 from .models.perturbation import PerturbationNetwork
 
 SMALLEST_CE = torch.finfo(torch.float32).eps  # below it fp32 cannot tell a cross-entropy from 0
@@ -251,3 +254,18 @@ class Attack:
     def load_state_dict(self, state: dict) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def load_perturbation(path: Path | str) -> tuple[PerturbationNetwork, float]:
+    """P from a run's gap.pth, in eval mode on the CPU, and its bound in pixels of [0, 1].
+
+    Raises:
+        UserError: if the file is not what a run wrote.
+    """
+    what = "perturbation network"
+    content = checkpoint.load(path, what)
+    if not isinstance(content, dict) or content.get("kind") != "perturbation_network":
+        raise UserError(f"{what} {path} holds something else", "give the gap.pth of a run with --hl")
+    network = PerturbationNetwork(**content["config"])
+    checkpoint.load_into(network, checkpoint.state_dict_of(content, path, what), path, what)
+    return network.eval(), content["bound"]

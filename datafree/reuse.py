@@ -42,7 +42,7 @@ def build_generator(
     if generator_path is not None:
         networks["g2"] = load_generative_network(generator_path, nz, img_size)
     if decoder_path is not None:
-        _load_decoder(networks["d"], decoder_path, img_size)
+        load_decoder(networks["d"], decoder_path, img_size)
     return ReusableGenerator(**networks)
 
 
@@ -64,7 +64,8 @@ def load_generative_network(path: Path, nz: int, img_size: int) -> GenerativeNet
     return network
 
 
-def _load_decoder(decoder: Decoder, path: Path, img_size: int) -> None:
+def load_decoder(decoder: Decoder, path: Path, img_size: int) -> None:
+    """Fills a decoder from a saved one. Raises UserError as :func:`build_generator` does."""
     what = "reusable decoder"
     content = _load_part(path, what, "decoder")
     if content["config"].get("img_size") != img_size:
