@@ -36,7 +36,7 @@ def settings(**changes) -> DistillationSettings:
 def attack_on(teacher, **changes) -> Attack:
     chosen = AttackSettings(**{"bound": 0.3, "pa": 0.5, "width": 4, "lr_p": 2e-4, "swap": True} | changes)
     network = PerturbationNetwork(4, blocks=1)
-    network.layers[-1].weight.data *= 100  # as trained: perturbations near the bound
+    network.layers[-1].weight.data *= 1e5  # perturbations far from 0, as of a trained P
     return Attack(network, teacher, chosen, small_augmentation(), FP32)
 
 
