@@ -1,6 +1,6 @@
 """Runs main.py for several settings and seeds, and ends in a table (mean ± std, n) and a plot.
 
-    python scripts/ablation.py --name modes --seeds 0 1 2 "anew: --mode anew" "fixed: --mode reuse_fix ..."
+    python scripts/ablation.py "anew: --mode anew" "fixed: --mode reuse_fix ..." --name modes --seeds 0 1 2
 
 A setting is ``label: flags``; ``{seed}`` in the flags becomes the seed. Runs that are complete are kept, others go on
 where they stopped. Interrupted, it prints what has finished. Every run's folder is named beside the table.
@@ -78,7 +78,10 @@ def run_all(planned: dict[tuple[str, int], str], args: object, finished: Callabl
 
 
 def run_one(tag: str, flags: list[str], args: object) -> Path:
-    """One run of main.py, resumed where it was begun, its output in <folder>/log.txt. Returns its folder."""
+    """One run of main.py, resumed where it was begun; a complete one is kept if it had these flags.
+
+    Its output is in <folder>/log.txt. Returns its folder.
+    """
     command = [
         sys.executable,
         str(ROOT / "main.py"),

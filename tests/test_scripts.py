@@ -1,0 +1,116 @@
+"""The scripts that read runs, on tiny ones: tables say what the folders say, and finished work is not done again."""
+
+import importlib.util
+import json
+
+import pytest
+from conftest import ROOT, user_error
+
+import main
+from datafree.run_reader import mean_and_std, read_run
+
+TINY = [
+    *("--epochs", "3", "--warmup", "1", "--kd_steps", "1", "--batch_size", "4", "--synthesis_batch_size", "4"),
+    *("--g_steps", "1", "--ngf", "8"),
+]
+
+
+def script(name: str):
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny run."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        main.main([*TINY, "--run_root", str(root)])
+    return root / "anew-digits-resnet20-resnet8"
+
+
+def with_accuracies(folder, values):
+    """A run folder whose metrics have these accuracies and a second of synthesis and of distillation a round."""
+    folder.mkdir()
+    lines = ["round,accuracy,loss_generator,seconds_synthesis,seconds_distillation"]
+    lines += [f"{n},{'' if value is None else value},1.5,1,2" for n, value in enumerate(values, 1)]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (folder / "config.json").write_text(json.dumps({"mode": "anew", "teacher": "t", "student": "s"}))
+    return folder
+
+
+def test_rounds_to_an_accuracy_count_warm_up_and_the_first_time_only(tmp_path):
+    found = read_run(with_accuracies(tmp_path / "a", [None, 20.0, 95.0, 80.0, 96.0]))
+    assert found.rounds_to(95) == 3 and found.rounds_to(96) == 5 and found.rounds_to(97) is None
+    assert found.seconds_to(95) == 3 * (1 + 2) and found.seconds_to(97) is None
+
+
+def test_mean_and_std_is_the_sample_s_and_counts_what_is_missing():
+    assert mean_and_std([1.0, 2.0, 6.0]) == "3.00 ± 2.65"  # sqrt((4 + 1 + 9) / 2)
+    assert mean_and_std([4.0]) == "4.00" and mean_and_std([None]) == "-"
+    assert mean_and_std([1.0, None, 3.0]) == "2.00 ± 1.41 (2 of 3)"
+
+
+def test_a_run_without_summary_is_marked_and_not_counted(tmp_path, run):
+    table = script("compare").table([read_run(run), read_run(with_accuracies(tmp_path / "b", [99.0]))])
+    whole, half = table.splitlines()[2:]
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"| {summary['accuracy_last']:.2f} |" in whole and "incomplete" not in whole
+    assert "incomplete" in half and "99.00" not in half
+
+
+def test_compare_prints_a_table_and_draws_a_picture(tmp_path, run, capsys):
+    script("compare").main([str(run), "--picture", str(tmp_path / "new" / "picture.png")])
+    assert "| resnet20 -> resnet8 | anew |" in capsys.readouterr().out
+    assert (tmp_path / "new" / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_no_run_folder_is_named(tmp_path):
+    with user_error(str(tmp_path), "run folder"):
+        read_run(tmp_path)
+
+
+def test_ablation_runs_each_setting_and_seed_once_and_says_where_each_number_is_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ablation = script("ablation")
+    setting = f"low rate: --lr 0.0{{seed}} {' '.join(TINY)}"
+    line = ["--name", "tiny", "--run_root", str(tmp_path), "--seeds", "3"]
+    ablation.main([setting, *line, "4"])
+    text = (tmp_path / "tiny.md").read_text()
+    folders = [tmp_path / f"anew-digits-resnet20-resnet8-tiny-low_rate-s{seed}" for seed in (3, 4)]
+    assert "| low rate | 2 |" in text and all(str(folder) in text for folder in folders)
+    assert [json.loads((folder / "config.json").read_text())["lr"] for folder in folders] == [0.03, 0.04]
+    assert (tmp_path / "tiny.png").exists()
+    before = (folders[0] / "last.pth").stat().st_mtime_ns
+    ablation.main([setting, *line])
+    assert (folders[0] / "last.pth").stat().st_mtime_ns == before
+    with user_error("--lr"):
+        ablation.main([setting.replace("0.0{seed}", "0.1"), *line])
+
+
+def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatch, capsys):
+    ablation = script("ablation")
+    runs = iter([run])
+
+    def one(*_):
+        try:
+            return next(runs)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(ablation, "run_one", one)
+    with pytest.raises(KeyboardInterrupt):
+        ablation.main(["--name", "n", "--seeds", "0", "1", "--run_root", str(tmp_path), "a: --mode anew"])
+    printed = capsys.readouterr().out
+    assert "finished so far" in printed and "| a | 1 |" in printed and str(run) in printed
+
+
+def test_settings_need_a_colon_and_labels_of_their_own():
+    with user_error("label"):
+        script("ablation").split(["no colon"])
+    with user_error("label"):
+        script("ablation").split(["a: --lr 1", "a: --lr 2"])
