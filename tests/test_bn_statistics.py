@@ -268,3 +268,19 @@ def test_the_average_survives_a_state_dict_on_disk(rounds, tmp_path):
         hear(listener, teacher, images(8))
         losses.append(listener.loss())
     assert torch.equal(*losses)
+
+
+def test_a_bn_layer_that_the_forward_never_calls_has_no_say():
+    teacher = small_teacher()
+    plain = BNStatistics(teacher, 0.9)
+    x = torch.rand(3, 3, SIZE, SIZE)
+    with plain.listening():
+        teacher(x)
+    expected = plain.loss()
+    teacher.aside = nn.BatchNorm2d(7).eval()
+    statistics = BNStatistics(teacher, 0.9)
+    for _ in range(2):
+        with statistics.listening():
+            teacher(x)
+        assert statistics.loss().item() == pytest.approx(expected.item(), rel=1e-5)
+        statistics.update_average()
