@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
     spec = registry.dataset_spec(args)
     complete(args)
     compute = device.choose(args.device, args.precision)
+    args.precision = compute.precision  # a resumption must not choose another
     path = resume.run_path(
         args, folder_name(args.mode + hard_loss_suffix(args), spec.name, args.teacher, args.student, args.tag)
     )

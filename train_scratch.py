@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
     args = resume.resolve(parser, argv, registry.training_preset)
     spec = registry.dataset_spec(args)
     compute = device.choose(args.device, args.precision)
+    args.precision = compute.precision  # a resumption must not choose another
     complete(args)
     path = resume.run_path(args, folder_name("scratch", spec.name, args.model, args.tag))
     with initialising(args.seed, "student"):

@@ -26,6 +26,11 @@ class Compute:
     bf16: bool
     reason: str
 
+    @property
+    def precision(self) -> str:
+        """As ``--precision`` names it."""
+        return "bf16" if self.bf16 else "fp32"
+
     def autocast(self) -> AbstractContextManager:
         """The context in which networks are called; outside it, everything is fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

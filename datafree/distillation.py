@@ -125,7 +125,7 @@ class Distillation:
             return Sample(x, teacher_logits, teacher_logits.argmax(1))
         settings = self.attack.settings
         attacked = choose_attacked(len(drawn.images), settings.pa, self.streams["attack"], self.compute.device)
-        return self._attacked_in_pool(drawn, attacked) if settings.at == "pool" else self._attacked_now(drawn, attacked)
+        return self._attacked_in_pool(drawn, attacked) if self.attack.in_pool else self._attacked_now(drawn, attacked)
 
     def _attacked_in_pool(self, drawn: Drawn, attacked: Tensor) -> Sample:
         """Twins and labels come with the images; a twin is cropped and flipped like any image."""

@@ -40,7 +40,50 @@ def distillation_parser() -> Parser:
         help="the teacher's checkpoint (default: checkpoints/pretrained/<dataset>_<teacher>.pth)",
     )
     _add_dataset_flags(task)
+    _add_reuse_flags(parser)
+    _add_synthesis_flags(parser)
+    _add_distillation_flags(parser)
+    _add_hard_loss_flags(parser)
+    machine = add_machine_flags(parser)
+    machine.add_argument(
+        "--download", action="store_true", help="fetch the data set, for evaluation alone, where it is absent"
+    )
+    return parser
 
+
+def training_parser() -> Parser:
+    """Flags of train_scratch.py."""
+    parser = Parser(prog="train_scratch.py", description="Train a teacher, or a student's upper bound, on real data.")
+    task = parser.add_argument_group("task")
+    task.add_argument("--model", default="resnet20", metavar="MODEL", help="a model of registry.py")
+    task.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the checkpoint goes (default: checkpoints/pretrained/<dataset>_<model>.pth)",
+    )
+    _add_dataset_flags(task)
+    training = parser.add_argument_group("training")
+    _add_optimiser_flags(training, epochs=200, batch_size=256, lr=0.1, weight_decay=5e-4)
+    training.add_argument(
+        "--lr_decay_milestones",
+        type=count,
+        nargs="+",
+        metavar="EPOCH",
+        help="divide the learning rate by 10 after these epochs (default: a cosine to 0)",
+    )
+    training.add_argument(
+        "--eval_every",
+        type=count,
+        default=1,
+        metavar="EPOCHS",
+        help="how often the model is evaluated; the last epoch always is",
+    )
+    add_machine_flags(parser)
+    return parser
+
+
+def _add_reuse_flags(parser: Parser) -> None:
     reuse = parser.add_argument_group("reuse")
     earlier = "from an earlier run (default: the anew run of the same data set, teacher, student and tag)"
     reuse.add_argument("--reuse_generator_path", type=Path, metavar="FILE", help=f"gan_reuse.pth {earlier}")
@@ -59,6 +102,8 @@ def distillation_parser() -> Parser:
         help="reuse_finetune: learning rate of g2 and d over that of g1; lower keeps more of the earlier task",
     )
 
+
+def _add_synthesis_flags(parser: Parser) -> None:
     synthesis = parser.add_argument_group("synthesis")
     synthesis.add_argument(
         "--synthesis_batch_size", type=size, default=256, metavar="IMAGES", help="images made a round"
@@ -115,6 +160,8 @@ def distillation_parser() -> Parser:
         help="how a round's inner steps change the generator; none: plain updating",
     )
 
+
+def _add_distillation_flags(parser: Parser) -> None:
     distillation = parser.add_argument_group("distillation")
     _add_optimiser_flags(distillation, epochs=420, batch_size=256, lr=0.2, weight_decay=1e-4)
     distillation.add_argument("--lr_min", type=weight, default=2e-4, help="where the cosine ends")
@@ -140,6 +187,9 @@ def distillation_parser() -> Parser:
         metavar="ROUNDS",
         help="how often the student is evaluated; the last round always is",
     )
+
+
+def _add_hard_loss_flags(parser: Parser) -> None:
     hard = parser.add_argument_group("hard loss")
     hard.add_argument(
         "--hl", "--hard_loss", action="store_true", help="learn the teacher's class as well as its softened answer"
@@ -166,43 +216,6 @@ def distillation_parser() -> Parser:
         choices=("pool", "step"),
         help="attack an image once, as it enters the pool, or at every distillation step (much slower)",
     )
-    machine = add_machine_flags(parser)
-    machine.add_argument(
-        "--download", action="store_true", help="fetch the data set, for evaluation alone, where it is absent"
-    )
-    return parser
-
-
-def training_parser() -> Parser:
-    """Flags of train_scratch.py."""
-    parser = Parser(prog="train_scratch.py", description="Train a teacher, or a student's upper bound, on real data.")
-    task = parser.add_argument_group("task")
-    task.add_argument("--model", default="resnet20", metavar="MODEL", help="a model of registry.py")
-    task.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="where the checkpoint goes (default: checkpoints/pretrained/<dataset>_<model>.pth)",
-    )
-    _add_dataset_flags(task)
-    training = parser.add_argument_group("training")
-    _add_optimiser_flags(training, epochs=200, batch_size=256, lr=0.1, weight_decay=5e-4)
-    training.add_argument(
-        "--lr_decay_milestones",
-        type=count,
-        nargs="+",
-        metavar="EPOCH",
-        help="divide the learning rate by 10 after these epochs (default: a cosine to 0)",
-    )
-    training.add_argument(
-        "--eval_every",
-        type=count,
-        default=1,
-        metavar="EPOCHS",
-        help="how often the model is evaluated; the last epoch always is",
-    )
-    add_machine_flags(parser)
-    return parser
 
 
 def _add_dataset_flags(group: argparse._ArgumentGroup) -> None:

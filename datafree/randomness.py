@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .errors import UserError
+
 
 def seed_for(seed: int, name: str) -> int:
     """A 63-bit seed that depends on the run's seed and the purpose's name, the same on every machine."""
@@ -30,8 +32,15 @@ class Streams:
         return {name: generator.get_state() for name, generator in self._generators.items()}
 
     def load_state_dict(self, states: dict[str, torch.Tensor]) -> None:
+        """Raises UserError for states of another kind of device."""
         for name, state in states.items():
-            self[name].set_state(state.cpu())
+            try:
+                self[name].set_state(state.cpu())
+            except RuntimeError:
+                raise UserError(
+                    f"the run was not begun on a {self.device.type} device: its random numbers cannot go on there",
+                    "name the kind of --device that it was begun on",
+                ) from None
 
 
 @contextmanager

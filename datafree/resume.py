@@ -9,7 +9,7 @@ from typing import Any
 from .arguments import Parser, Preset, plain_values
 from .errors import UserError
 
-# What may differ between the first start and a resumption: none of it changes a number (device: beyond rounding).
+# What may differ between the first start and a resumption: none of it changes a number, but for the device's rounding.
 FREE = {"resume", "overwrite", "dry_run", "device", "data_root", "run_root", "download"}
 OF_ONE_START = {"resume", "overwrite", "dry_run"}  # of these, config.json says nothing about a resumption
 

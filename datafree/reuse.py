@@ -97,8 +97,8 @@ def score_networks(
 ) -> dict[str, float]:
     """The score of g1 and of g2, mean over ``batches`` (4, chosen by us); both see the same z and u.
 
-    In train mode, as the next task will run them: d's running statistics are of (g1 + g2) / 2, not of (g_i + u) / 2.
-    Works on a copy, so the generator's own statistics stay; draws from the stream "selection".
+    In train mode, as reuse_common and reuse_finetune will run them: d's running statistics are of (g1 + g2) / 2, not
+    of (g_i + u) / 2. Works on a copy, so the generator's own statistics stay; draws from the stream "selection".
     """
     generator = copy.deepcopy(generator).train()
     statistics = BNStatistics(teacher, momentum=0.0)

@@ -107,7 +107,7 @@ def warn_if_at_chance(args: Namespace, task: Task, folder: RunFolder, progress: 
     looks = min(task.rounds, math.ceil(from_here / args.eval_every) * args.eval_every)
     chance = 100 / task.spec.num_classes
     reached = progress.score.agreement if progress.score.accuracy is None else progress.score.accuracy
-    if progress.round == looks and reached < 1.5 * chance:
+    if progress.round == looks and reached < min(1.5 * chance, chance + (100 - chance) / 10):
         folder.log(
             f"warning: the student is still near chance ({reached:.1f} %) - lower --lr, or raise --kd_steps; if the "
             "images in synthetic.png are all alike, raise --g_steps"

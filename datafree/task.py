@@ -107,9 +107,10 @@ def look_ahead(
 
 def build_attack(args: Namespace, teacher: nn.Module, augmentation: Augmentation, compute: Compute) -> Attack:
     """P, initialised from a stream of its own, and its training."""
+    settings = AttackSettings.of(args)
     with initialising(args.seed, "P"):
-        network = PerturbationNetwork(args.p_width)
-    return Attack(compute.place(network), teacher, AttackSettings.of(args), augmentation, compute)
+        network = PerturbationNetwork(settings.width)
+    return Attack(compute.place(network), teacher, settings, augmentation, compute)
 
 
 def sizes(task: Task) -> str:

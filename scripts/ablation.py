@@ -92,15 +92,21 @@ def run_one(tag: str, flags: list[str], args: object) -> Path:
         str(args.run_root),
         "--resume",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
         raise UserError(
             f"{shlex.join(command[1:])}: {last}", "mend it and call this script again; it goes on from here"
         )
-    folder = next(path for path in args.run_root.glob(f"*-{tag}") if (path / "summary.json").exists())
+    folder = folder_named_in(ended.stdout)
     print(f"done: {folder}", flush=True)
     return folder
+
+
+def folder_named_in(output: str) -> Path:
+    """The run folder in main.py's last line: ``finished: ...; FOLDER`` or ``FOLDER is complete: ...``."""
+    line = output.strip().splitlines()[-1]
+    return Path(line.split("; ", 1)[1] if line.startswith("finished: ") else line.rsplit(" is complete: ", 1)[0])
 
 
 def slug(label: str) -> str:

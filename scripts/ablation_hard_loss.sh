@@ -10,7 +10,7 @@ prepare requirements.txt
 
 dataset=${DATASET:-digits} teacher=${TEACHER:-resnet20} student=${STUDENT:-resnet8}
 seeds=${SEEDS:-0 1 2} flags=${FLAGS:-} jobs=${JOBS:-1}
-name=${NAME:-hard-loss-$dataset-$teacher}
+name=${NAME:-hard-loss-$dataset-$teacher-$student}
 task="--mode anew --dataset $dataset --teacher $teacher --student $student $flags"
 settings=(
     "no hard loss: $task"

@@ -57,9 +57,6 @@ def main(argv: list[str]) -> None:
     for bound in args.bounds:
         attack, changed = train(args, bound / 255, compute, augmentation, teacher, generator_of(args.run, config))
         low, high = attack.limits
-        signs = torch.randn(
-            real.shape, generator=Streams(args.seed, compute.device)["signs"], device=real.device
-        ).sign()
         noisy = torch.clamp(real + bound / 255 * (high - low) * signs, low, high)
         with torch.no_grad(), compute.autocast():
             attacked, random = (percentage_equal(teacher(x).argmax(1), truth) for x in (attack.attack(real), noisy))
@@ -87,9 +84,9 @@ def train(
     generator: ReusableGenerator,
 ) -> tuple[Attack, float]:
     """P after its steps on fresh synthetic images, and the share (%) of further ones whose class it changes."""
-    with initialising(args.seed, "P"):
-        network = compute.place(PerturbationNetwork(args.p_width))
     settings = AttackSettings(bound, pa=0.0, width=args.p_width, lr_p=2e-4, swap=False)
+    with initialising(args.seed, "P"):
+        network = compute.place(PerturbationNetwork(settings.width))
     attack = Attack(network, teacher, settings, augmentation, compute)
     generator, streams = compute.place(generator), Streams(args.seed, compute.device)
 

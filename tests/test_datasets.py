@@ -1,11 +1,8 @@
 import gzip
 import hashlib
 import pickle
-import socket
 import struct
 import tarfile
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
@@ -24,18 +21,7 @@ TORCHVISION = [load_mnist, load_svhn, load_cifar10, load_cifar100]
 HALF = (0.5, 0.5, 0.5)
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Whatever tries to reach the network fails the way a machine without one does."""
-    calls = []
-
-    def refuse(*args, **kwargs):
-        calls.append(args)
-        raise urllib.error.URLError("no network in tests")
-
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return calls
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def one_line(error) -> str:

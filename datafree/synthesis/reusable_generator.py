@@ -59,7 +59,7 @@ class SynthesisRound:
     """What a round gives.
 
     Attributes:
-        images: (B, 3, H, W) in [0, 1], each the generator's output where the loss was lowest.
+        images: (B, 3, H, W) in [0, 1], the generator's output in the iteration of the lowest loss.
         terms: mean over the K iterations of each unweighted term and of their weighted sum, and of P's loss.
         generator_loss: the weighted sum of every iteration, K values.
     """
