@@ -43,8 +43,12 @@ def main(argv: list[str]) -> None:
     with RunFolder(path, columns, args.overwrite, bool(args.resume)) as folder, StopRequests() as stop:
         if folder.complete():
             return
-        config = {"program": parser.prog, **plain_values(args), "environment": environment(str(compute))}
-        folder.save_json("config.json", config)
+        config = {
+            "program": parser.prog,
+            **plain_values(args),
+            "environment": environment(f"{compute.device}, {compute.precision}"),
+        }
+        folder.save_config(config)
         for line in [*report, *remark]:
             folder.log(line)
         progress = distil(args, task, folder, stop, images)

@@ -55,8 +55,12 @@ def main(argv: list[str]) -> None:
     with RunFolder(path, METRICS, args.overwrite, bool(args.resume)) as folder, StopRequests() as stop:
         if folder.complete():
             return
-        config = {"program": parser.prog, **plain_values(args), "environment": environment(str(compute))}
-        folder.save_json("config.json", config)
+        config = {
+            "program": parser.prog,
+            **plain_values(args),
+            "environment": environment(f"{compute.device}, {compute.precision}"),
+        }
+        folder.save_config(config)
         for line in report:
             folder.log(line)
         augmentation = Augmentation(spec, compute.device, 0 if train.crops else args.crop_padding)

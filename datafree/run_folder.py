@@ -209,6 +209,18 @@ class RunFolder:
 
         checkpoint.write_whole(self.path / name, lambda file: numpy.save(file, numpy.asarray(values, numpy.float32)))
 
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """config.json of the run's first start; a resumption leaves it, and says what differs in the environment."""
+        path = self.path / "config.json"
+        if not (self._resumed and path.exists()):
+            self.save_json("config.json", config)
+            return
+        before = json.loads(path.read_text(encoding="utf-8")).get("environment", {})
+        now = config["environment"]
+        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+        if changed:
+            self.log(f"warning: begun in another environment, numbers may differ in rounding: {', '.join(changed)}")
+
     def save_json(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file, indented."""
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

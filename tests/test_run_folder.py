@@ -1,6 +1,7 @@
 """A run's folder: one process at a time, nothing of anybody else's removed, and numbers that go bad stop it in time."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -288,3 +289,18 @@ def test_the_reader_of_the_output_may_leave(tmp_path):
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_a_resumption_keeps_the_first_config_and_says_what_differs_in_the_environment(tmp_path, capsys):
+    first = {"lr": 0.1, "environment": {"torch": "2.6", "threads": "2"}}
+    with RunFolder(tmp_path, ["round"]) as folder:
+        folder.save_config(first)
+    with RunFolder(tmp_path, ["round"], resume=True) as folder:
+        folder.save_config(first)
+        assert "warning" not in capsys.readouterr().out
+        folder.save_config({"lr": 0.1, "environment": {"torch": "2.7", "threads": "2"}})
+    assert "torch 2.6 -> 2.7" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text()) == first
+    with RunFolder(tmp_path, ["round"], overwrite=True) as folder:
+        folder.save_config({"lr": 0.2, "environment": {}})
+    assert json.loads((tmp_path / "config.json").read_text())["lr"] == 0.2
