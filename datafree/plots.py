@@ -26,8 +26,8 @@ def draw_comparison(runs: Sequence[FinishedRun], path: Path) -> None:
             accuracy.plot(*zip(*measured, strict=True), **drawn)
         loss.semilogy(metrics["round"], metrics["loss_generator"], **drawn)
     accuracy.set_xlim(loss.get_xlim())
-    _label(accuracy, "student's accuracy (%)")
-    _label(loss, "generator loss (mean of the round)")
+    label_axes(accuracy, "student's accuracy (%)")
+    label_axes(loss, "generator loss (mean of the round)")
     accuracy.legend(loc="lower right", fontsize=9)
     for axes, run in zip(below.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
         picture = run.path / "synthetic.png"
@@ -54,8 +54,8 @@ def draw_spread(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None
                 axes.fill_between(x, list(map(min, y)), list(map(max, y)), color=colour, alpha=0.15, linewidth=0)
     loss.set_yscale("log")
     accuracy.set_xlim(loss.get_xlim())
-    _label(accuracy, "student's accuracy (%), mean and range")
-    _label(loss, "generator loss (mean of the round)")
+    label_axes(accuracy, "student's accuracy (%), mean and range")
+    label_axes(loss, "generator loss (mean of the round)")
     accuracy.legend(loc="lower right", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -65,7 +65,8 @@ def _name(run: FinishedRun) -> str:
     return f"{run.config['teacher']} > {run.config['student']}, {run.config['mode']}"
 
 
-def _label(axes: Axes, what: str) -> None:
-    axes.set_xlabel("round")
+def label_axes(axes: Axes, what: str, over: str = "round") -> None:
+    """Names both axes and draws a light grid."""
+    axes.set_xlabel(over)
     axes.set_ylabel(what)
     axes.grid(alpha=0.3)
