@@ -24,8 +24,9 @@ from datafree.entry import run_program
 from datafree.errors import UserError, check_weights_finite, not_finite_in
 from datafree.evaluation import Score, percentage_equal, predict
 from datafree.flags import training_parser
-from datafree.progress import Progress, Stopwatch, round_line
+from datafree.progress import Progress, round_line
 from datafree.randomness import Streams, initialising
+from datafree.readings import Stopwatch
 from datafree.run_folder import RunFolder, environment, folder_name
 from datafree.snapshot import Snapshot
 from datafree.stopping import Stopped, StopRequests
@@ -124,13 +125,15 @@ def fit(
     for epoch in folder.rounds(args.epochs, progress.round):
         clock = Stopwatch(compute.device)
         with not_finite_in(f"epoch {epoch}"):
-            row = {"epoch": epoch} | training.epoch() | {"seconds_training": clock.lap()}
+            row = {"epoch": epoch} | training.epoch()
+            clock.lap("seconds_training")
             check_weights_finite({"model": model}, len(train) // args.batch_size or 1)
         if epoch % args.eval_every == 0 or epoch == args.epochs:
             score = Score(percentage_equal(*predict(model, test, augmentation, compute)), None)
             progress.score, progress.best = score, score if score.beats(progress.best) else progress.best
             row["accuracy"] = score.accuracy
-        row |= {"seconds_evaluation": clock.lap()}
+        clock.lap("seconds_evaluation")
+        row |= clock.seconds()
         folder.record(row, round_line(row, "epoch", args.epochs))
         progress.round, progress.metrics_bytes = epoch, folder.metrics_bytes()
         progress.seconds_total = folder.seconds()

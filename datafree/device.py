@@ -1,7 +1,8 @@
 """Where and in which precision the networks run."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -78,6 +79,15 @@ def _device(name: str) -> torch.device:
 def _cpu_has_bf16() -> bool:
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forgets the peak so far, where the system allows it (a GPU; Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the process's peak resident set, see proc(5)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -10,6 +10,7 @@ for each of kd_steps
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -19,9 +20,9 @@ from .attack import Attack, choose_attacked, mix
 from .data.augment import Augmentation, to_pixels
 from .data.pool import Drawn, ImagePool
 from .device import Compute
-from .errors import check_finite
 from .losses import distillation_loss, hard_loss
 from .randomness import Streams
+from .readings import Readings
 
 
 @dataclass(frozen=True)
@@ -97,28 +98,28 @@ class Distillation:
 
     @property
     def lr(self) -> float:
+        """Of the next step."""
         return self.scheduler.get_last_lr()[0]
 
-    def run(self, pool: ImagePool, steps: int) -> dict[str, float]:
-        """That many steps; returns the mean of each unweighted term and the last step's learning rate.
-
-        Raises:
-            NotFiniteError: if a term became NaN or infinite.
-        """
+    def run(self, pool: ImagePool, steps: int) -> Readings:
+        """That many steps; returns the unweighted terms of each, and the last one's learning rate."""
         self.student.train()
-        history = []
-        for _ in range(steps):
-            lr = self.lr
-            terms = self._step(self._sample(pool))
-            history.append(torch.stack(list(terms.values())))
+        readings = Readings()
+        upcoming = self._request(pool)
+        for left in reversed(range(steps)):
+            sample = self._sample(upcoming())
+            if left:
+                upcoming = self._request(pool)  # read while this step computes
+            readings.add(self._step(sample))
+            readings.note("lr", self.lr)
             self.scheduler.step()
-        rows, names = torch.stack(history).cpu(), list(terms)  # (steps, terms): the round's one transfer
-        check_finite(rows, names)
-        return dict(zip(names, rows.mean(0).tolist(), strict=True)) | {"lr": lr}
+        return readings
+
+    def _request(self, pool: ImagePool) -> Callable[[], Drawn]:
+        return pool.request(self.settings.batch_size, self.streams.on_host("distillation"))
 
     @torch.no_grad()
-    def _sample(self, pool: ImagePool) -> Sample:
-        drawn = pool.draw(self.settings.batch_size, self.streams["distillation"])
+    def _sample(self, drawn: Drawn) -> Sample:
         if self.attack is None:
             x = self._augmented(drawn.images)
             teacher_logits = self._ask_teacher(x)

@@ -1,7 +1,6 @@
 """One look before the first round: what cannot work is said while nothing is written yet."""
 
 import copy
-import os
 
 import torch
 from torch import nn
@@ -45,21 +44,3 @@ def check_answers(
         raise UserError(
             f"{what} answers noise with NaN or infinite numbers", "train or copy it anew, or try --precision fp32"
         )
-
-
-def check_pool_fits(images: int, img_size: int, device: torch.device, twins: bool) -> None:
-    """Raises UserError where the pool, once full, is larger than all the memory of the device."""
-    wanted, there = images * 3 * img_size**2 * (1 + twins), _memory(device)
-    if there is not None and wanted > there:
-        raise UserError(
-            f"the pool of {images:,} images takes {wanted / 2**30:,.1f} GiB, {device} has {there / 2**30:,.1f} GiB",
-            "lower --epochs or --synthesis_batch_size",
-        )
-
-
-def _memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

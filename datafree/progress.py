@@ -1,11 +1,8 @@
-"""How far a run is: counters and scores that a resumption needs, time, and the line that says what a round gave."""
+"""How far a run is: counters and scores that a resumption needs, and the line that says what a round gave."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import torch
 
 from .evaluation import NO_SCORE, Score
 
@@ -41,23 +38,6 @@ class Progress:
         if state is None:
             return cls()
         return cls(**{**state, "score": Score(**state["score"]), "best": Score(**state["best"])})
-
-
-class Stopwatch:
-    """Seconds between laps; on a GPU a lap waits for the work that was queued."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._last = 0.0
-        self.lap()
-
-    def lap(self) -> float:
-        """Seconds since the last lap, or since the start."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now, before = time.perf_counter(), self._last
-        self._last = now
-        return now - before
 
 
 def round_line(row: Mapping[str, Any], counter: str, total: int) -> str:

@@ -19,7 +19,8 @@ from .data.augment import to_levels
 from .data.datasets import Images, TensorImages
 from .errors import check_weights_finite, not_finite_in
 from .evaluation import Evaluation, Score
-from .progress import Progress, Stopwatch, round_line
+from .progress import Progress, round_line
+from .readings import Readings, Stopwatch
 from .run_folder import RunFolder
 from .snapshot import Snapshot
 from .stopping import Stopped, StopRequests
@@ -64,13 +65,14 @@ def one_round(
     """Synthesis, distillation, evaluation. Takes ``progress`` on and returns the row of metrics.csv."""
     warming_up, last = number <= args.warmup, number == task.rounds
     row, clock = {"round": number, "lr": task.distillation.lr}, Stopwatch(task.compute.device)
-    with not_finite_in(f"round {number}"):
-        made = task.synthesis.synthesize(adversarial=not warming_up)
-        row |= made.terms | fill_pool(task, made.images) | {"seconds_synthesis": clock.lap()}
-        if not warming_up:
-            row |= task.distillation.run(task.pool, steps_in(args, number))
+    made = task.synthesis.synthesize(adversarial=not warming_up)
+    rates = fill_pool(task, made.images)
+    clock.lap("seconds_synthesis")
+    learnt = Readings() if warming_up else task.distillation.run(task.pool, steps_in(args, number))
+    clock.lap("seconds_distillation")
+    with not_finite_in(f"round {number}"):  # nothing above waits for the device
+        row |= made.terms | rates.means() | learnt.means()
         check_weights_finite(trained_networks(task), steps_in(args, number))
-        row |= {"seconds_distillation": clock.lap()}
     if not warming_up and (last or number % args.eval_every == 0):
         score = evaluation.score(task.student, synthetic_set(task) if evaluation.images is None else None)
         row |= {"accuracy": score.accuracy, "agreement": score.agreement}
@@ -78,7 +80,8 @@ def one_round(
         progress.score, progress.best = score, score if score.beats(progress.best) else progress.best
     if last or number % max(1, task.rounds // 20) == 0:
         folder.show_images(number, made.images)
-    row |= {"seconds_evaluation": clock.lap()}
+    clock.lap("seconds_evaluation")
+    row |= clock.seconds()
     progress.round = number
     progress.generator_loss += made.generator_loss
     progress.seconds_synthesis += row["seconds_synthesis"]
@@ -91,14 +94,16 @@ def trained_networks(task: Task) -> dict[str, nn.Module]:
     return networks | ({"P": task.attack.network} if task.attack else {})
 
 
-def fill_pool(task: Task, x: Tensor) -> dict[str, float]:
+def fill_pool(task: Task, x: Tensor) -> Readings:
     """Takes images into the pool, with their attacked twins where these are made once. Returns the attack's rates."""
+    rates = Readings()
     if task.attack is None or not task.attack.in_pool:
         task.pool.add(x)
-        return {}
-    made = task.attack.twins(x)
-    task.pool.add(made.images, made.twins, made.labels)
-    return {name: rate.item() for name, rate in made.rates.items()}
+    else:
+        made = task.attack.twins(x)
+        task.pool.add(made.images, made.twins, made.labels)
+        rates.add(made.rates)
+    return rates
 
 
 def warn_if_at_chance(args: Namespace, task: Task, folder: RunFolder, progress: Progress) -> None:

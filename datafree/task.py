@@ -10,7 +10,8 @@ from . import checkpoint, probe, reuse
 from .attack import Attack, AttackSettings
 from .data.augment import Augmentation
 from .data.datasets import DatasetSpec
-from .data.pool import ImagePool
+from .data.placement import choose_placement
+from .data.pool import ImagePool, bytes_per_image
 from .device import Compute
 from .distillation import Distillation, DistillationSettings
 from .models.perturbation import PerturbationNetwork
@@ -66,8 +67,8 @@ def build(args: Namespace, spec: DatasetSpec, compute: Compute, models: Registry
     attack = build_attack(args, teacher, augmentation, compute) if args.hl and not args.no_aea else None
     part_rates = MODES[args.mode].part_rates(args.finetune_factor)
     rounds, twins = rounds_of(args), bool(attack and attack.in_pool)
-    pool = (rounds * args.synthesis_batch_size, spec.img_size, compute.device, twins)
-    probe.check_pool_fits(*pool)
+    capacity = rounds * args.synthesis_batch_size
+    place = choose_placement(capacity, bytes_per_image(spec.img_size, twins), compute.device, args.run_root)
     look_ahead(args, spec, compute, augmentation, teacher, student, attack)
     steps = args.epochs * args.ep_steps - args.warmup * args.kd_steps
     shared = (augmentation, compute, streams)
@@ -83,7 +84,7 @@ def build(args: Namespace, spec: DatasetSpec, compute: Compute, models: Registry
             attack_step=attack.train_step if attack else None,
         ),
         Distillation(teacher, student, DistillationSettings.of(args, steps), *shared, attack),
-        ImagePool(*pool),
+        ImagePool(capacity, spec.img_size, compute.device, twins, place),
         rounds,
     )
 
@@ -120,5 +121,4 @@ def sizes(task: Task) -> str:
     if task.attack:
         named["P"] = task.attack.network
     counts = [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in named.items()]
-    pool = task.pool.capacity * task.pool.bytes_per_image / 2**20
-    return f"parameters: {', '.join(counts)}; rounds: {task.rounds}; pool: {pool:.0f} MiB when full"
+    return f"parameters: {', '.join(counts)}; rounds: {task.rounds}; pool {task.pool.placement}"

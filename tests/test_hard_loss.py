@@ -75,7 +75,7 @@ def test_a_step_s_objective_is_alpha_kd_plus_beta_cross_entropy():
     teacher, student = small_teacher(), small_classifier(2)
     attack = attack_on(teacher)
     distillation = Distillation(teacher, student, settings(), small_augmentation(), FP32, Streams(0), attack)
-    sample = distillation._sample(filled_pool(attack))
+    sample = distillation._sample(filled_pool(attack).draw(6, Streams(0)["distillation"]))
     student.train()
     logits = student(sample.x)
     p, q = (sample.teacher_logits / 4).softmax(1), (logits / 4).log_softmax(1)
@@ -101,7 +101,7 @@ def test_attacked_samples_keep_the_clean_label_and_get_the_teacher_s_logits_on_w
     plain = small_augmentation(padding=0, flip=False)
     student = small_classifier(2)
     distillation = Distillation(teacher, student, settings(batch_size=50), plain, FP32, Streams(0), attack)
-    sample = distillation._sample(pool)
+    sample = distillation._sample(pool.draw(50, Streams(0)["distillation"]))
     indices = torch.randint(200, (50,), generator=Streams(0)["distillation"])
     clean = plain.normalise(pool.rows(0, 200)[0][indices].float() / 255)
     assert torch.equal(sample.labels, teacher(clean).argmax(1))
@@ -115,7 +115,7 @@ def test_without_attack_the_label_is_the_teacher_s_own():
     pool = ImagePool(12, SIZE, CPU)
     pool.add(torch.rand(12, 3, SIZE, SIZE))
     distillation = Distillation(teacher, small_classifier(2), settings(), small_augmentation(), FP32, Streams(0))
-    terms = distillation._step(distillation._sample(pool))
+    terms = distillation._step(distillation._sample(pool.draw(6, Streams(0)["distillation"])))
     assert terms["label_disagreement"] == 0 and terms["loss_hard"] >= 0 and CLASSES > 1
 
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from ..bn_statistics import BNStatistics
 from ..data.augment import Augmentation
 from ..device import Compute
-from ..errors import UserError, check_finite
+from ..errors import UserError
 from ..losses import adversarial_loss, one_hot_loss
 from ..models.generator import ReusableGenerator
 from ..randomness import Streams
+from ..readings import Readings
 
 PARTS = ("g1", "g2", "d")
 
@@ -60,13 +61,21 @@ class SynthesisRound:
 
     Attributes:
         images: (B, 3, H, W) in [0, 1], the generator's output in the iteration of the lowest loss.
-        terms: mean over the K iterations of each unweighted term and of their weighted sum, and of P's loss.
-        generator_loss: the weighted sum of every iteration, K values.
+        readings: of the K iterations: each unweighted term, their weighted sum ("loss_generator"), P's loss.
     """
 
     images: Tensor
-    terms: dict[str, float]
-    generator_loss: list[float]
+    readings: Readings
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The mean over the iterations of each. Raises NotFiniteError if one became NaN or infinite."""
+        return self.readings.means()
+
+    @property
+    def generator_loss(self) -> list[float]:
+        """The weighted sum of every iteration, K values. Raises as ``terms`` does."""
+        return self.readings.of("loss_generator")
 
 
 # A meta step turns what the inner loop found into theta's gradient. Each is (theta, theta', summed gradients).
@@ -142,11 +151,7 @@ class ReusableGeneratorSynthesis:
         return [parameter for part in self.rates for parameter in getattr(generator, part).parameters()]
 
     def synthesize(self, adversarial: bool) -> SynthesisRound:
-        """One round. ``adversarial`` is False while the student knows nothing (warm-up): L_adv is 0 then.
-
-        Raises:
-            NotFiniteError: if a term became NaN or infinite.
-        """
+        """One round. ``adversarial`` is False while the student knows nothing (warm-up): L_adv is 0 then."""
         settings, rng = self.settings, self.streams["synthesis"]
         B, device = settings.synthesis_batch_size, self.compute.device
         self.adapted.load_state_dict(self.generator.state_dict())
@@ -155,7 +160,7 @@ class ReusableGeneratorSynthesis:
         y = torch.randint(settings.num_classes, (B,), generator=rng, device=device)
         inner_optimizer = self._adam(self.adapted, settings.lr_g, z)
         summed = [torch.zeros_like(parameter) for parameter in adapted]
-        best_x, best_loss, history = None, torch.inf, []
+        best_x, best_loss, readings = None, torch.inf, Readings()
 
         with _Reading(self.student):
             for _ in range(settings.g_steps):
@@ -170,12 +175,12 @@ class ReusableGeneratorSynthesis:
                 better = loss.detach() < best_loss
                 best_x = x.detach() if best_x is None else torch.where(better, x.detach(), best_x)
                 best_loss = torch.where(better, loss.detach(), best_loss)
-                history.append(torch.stack([*(value.detach() for value in terms.values()), loss.detach()]))
+                readings.add({f"loss_{name}": value for name, value in terms.items()} | {"loss_generator": loss})
 
         self.bn_statistics.update_average()
         self._meta_step(theta, adapted, summed)
         self._keep_running_statistics()
-        return _report(best_x, [*terms, "generator"], history)
+        return SynthesisRound(best_x, readings)
 
     def _terms(self, x: Tensor, y: Tensor, adversarial: bool) -> dict[str, Tensor]:
         """The unweighted terms on images x (B, 3, H, W), y (B,)."""
@@ -256,11 +261,3 @@ class _Reading:
         self.network.train(self.was_training)
         for parameter in self.wanted:
             parameter.requires_grad_(True)
-
-
-def _report(images: Tensor, names: list[str], history: list[Tensor]) -> SynthesisRound:
-    """The round's one transfer from the device: K rows of (terms..., weighted sum). May raise NotFiniteError."""
-    rows, names = torch.stack(history).cpu(), [f"loss_{name}" for name in names]  # (K, terms + 1)
-    check_finite(rows, names)
-    means = dict(zip(names, rows.mean(0).tolist(), strict=True))
-    return SynthesisRound(images, means, rows[:, -1].tolist())
