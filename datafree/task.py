@@ -14,6 +14,7 @@ from .data.placement import choose_placement
 from .data.pool import ImagePool, bytes_per_image
 from .device import Compute
 from .distillation import Distillation, DistillationSettings
+from .models.frozen import folded, frozen
 from .models.perturbation import PerturbationNetwork
 from .modes import MODES
 from .randomness import Streams, initialising
@@ -57,14 +58,15 @@ def build(args: Namespace, spec: DatasetSpec, compute: Compute, models: Registry
     streams = Streams(args.seed, compute.device)
     teacher = models[args.teacher](spec.num_classes)
     checkpoint.load_classifier(teacher, args.teacher_path)
-    teacher = compute.place(teacher).eval().requires_grad_(False)
+    answering = frozen(folded(teacher, spec.img_size), compute)  # where only its answers are wanted
+    teacher = frozen(teacher, compute)
     with initialising(args.seed, "student"):
         student = compute.place(models[args.student](spec.num_classes))
     paths = (args.reuse_generator_path, args.reuse_decoder_path)
     generator = compute.place(reuse.build_generator(args.seed, args.nz, args.ngf, spec.img_size, *paths))
 
     augmentation = Augmentation(spec, compute.device, args.crop_padding)
-    attack = build_attack(args, teacher, augmentation, compute) if args.hl and not args.no_aea else None
+    attack = build_attack(args, answering, augmentation, compute) if args.hl and not args.no_aea else None
     part_rates = MODES[args.mode].part_rates(args.finetune_factor)
     rounds, twins = rounds_of(args), bool(attack and attack.in_pool)
     capacity = rounds * args.synthesis_batch_size
@@ -83,7 +85,7 @@ def build(args: Namespace, spec: DatasetSpec, compute: Compute, models: Registry
             *(generator, teacher, student, SynthesisSettings.of(args, spec.num_classes), part_rates, *shared),
             attack_step=attack.train_step if attack else None,
         ),
-        Distillation(teacher, student, DistillationSettings.of(args, steps), *shared, attack),
+        Distillation(answering, student, DistillationSettings.of(args, steps), *shared, attack),
         ImagePool(capacity, spec.img_size, compute.device, twins, place),
         rounds,
     )
