@@ -2,8 +2,9 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .published import PUBLISHED
 from .results import SCRATCH, Cell, Task, spread, teacher_accuracies
@@ -142,3 +143,20 @@ def comma_separated(cells: Sequence[Cell]) -> str:
         told = [*cell.task, cell.method, cell.setting, len(cell.runs), seeds, len(cell.incomplete), *numbers]
         writer.writerow([*told, " ".join(str(run.path) for run in cell.runs)])
     return lines.getvalue()
+
+
+def write_tables(
+    cells: Sequence[Cell],
+    notes: Sequence[str],
+    files: Mapping[str, Path | None],
+    published: bool = False,
+) -> str:
+    """Writes each form, markdown, latex and csv, to the file that ``files`` has for it. Returns the Markdown."""
+    made = tables(cells, published)
+    text = markdown(made, notes)
+    forms = {"markdown": text + "\n", "latex": latex(made, notes) + "\n", "csv": comma_separated(cells)}
+    for form, file in files.items():
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(forms[form], encoding="utf-8")
+    return text

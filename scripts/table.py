@@ -16,27 +16,20 @@ from datafree.entry import run_program
 from datafree.errors import UserError
 from datafree.results import collect
 from datafree.run_reader import FinishedRun, read_run
-from datafree.tables import comma_separated, latex, markdown, tables
+from datafree.tables import write_tables
+
+FORMS = ("markdown", "latex", "csv")
 
 
 def main(argv: list[str]) -> None:
     parser = Parser(prog="table.py", description="Tables of finished runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, of main.py or train_scratch.py")
-    for form in ("markdown", "latex", "csv"):
+    for form in FORMS:
         parser.add_argument(f"--{form}", type=Path, metavar="FILE", help=f"also write it as {form} to this file")
     parser.add_argument("--published", action="store_true", help="published CIFAR accuracies beside ours")
     args = parser.parse_args(argv)
     cells, notes = collect(read_all(args.runs))
-    made = tables(cells, args.published)
-    print(markdown(made, notes))
-    for file, text in (
-        (args.markdown, markdown(made, notes) + "\n"),
-        (args.latex, latex(made, notes) + "\n"),
-        (args.csv, comma_separated(cells)),
-    ):
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+    print(write_tables(cells, notes, {form: getattr(args, form) for form in FORMS}, args.published))
 
 
 def read_all(paths: list[Path]) -> list[FinishedRun]:

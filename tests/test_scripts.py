@@ -1,11 +1,11 @@
 """The scripts that read runs, on tiny ones: tables say what the folders say, and finished work is not done again."""
 
-import importlib.util
 import json
 import signal
 
 import pytest
 from conftest import ROOT, user_error
+from programs import script
 
 import main
 from datafree.run_reader import mean_and_std, read_run
@@ -15,14 +15,6 @@ TINY = [
     *("--epochs", "3", "--warmup", "1", "--kd_steps", "1", "--batch_size", "4", "--synthesis_batch_size", "4"),
     *("--g_steps", "1", "--ngf", "8"),
 ]
-
-
-def script(name: str):
-    """A file of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

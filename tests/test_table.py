@@ -1,20 +1,16 @@
 """The table averages what may be averaged, and says what it leaves out; folders with known numbers, made by hand."""
 
 import csv
-import importlib.util
 import json
 
 import pytest
-from conftest import ROOT, user_error
+from conftest import user_error
+from programs import script
 
 from datafree.published import PUBLISHED
 from datafree.results import Task, collect
 from datafree.run_reader import read_run
 from datafree.tables import Table, accuracies, tables
-
-spec = importlib.util.spec_from_file_location("table", ROOT / "scripts" / "table.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 PAIR = {"dataset": "digits", "teacher": "wrn16_1", "student": "resnet8"}
 
@@ -149,7 +145,7 @@ def test_the_script_prints_markdown_and_writes_all_three_forms(made, tmp_path, c
     runs = [made((last, last), seed) for seed, last in enumerate((90.0, 92.0))] + [made(None, 2)]
     files = {form: tmp_path / "new" / f"table.{form}" for form in ("markdown", "latex", "csv")}
     flags = [word for form, file in files.items() for word in (f"--{form}", str(file))]
-    script.main([*(str(run.path) for run in runs), *flags])
+    script("table").main([*(str(run.path) for run in runs), *flags])
     printed = capsys.readouterr().out
     assert "| 91.00 ± 1.41 (2 of 3, 1 incomplete) |" in printed and printed == files["markdown"].read_text()
     latex = files["latex"].read_text()
@@ -162,11 +158,11 @@ def test_the_script_prints_markdown_and_writes_all_three_forms(made, tmp_path, c
 
 def test_files_among_the_paths_are_passed_over_and_folders_that_are_no_run_are_named(made, tmp_path):
     (tmp_path / "notes.md").write_text("")
-    assert [run.path for run in script.read_all([tmp_path / "notes.md", made().path])] == [tmp_path / "run0"]
+    assert [run.path for run in script("table").read_all([tmp_path / "notes.md", made().path])] == [tmp_path / "run0"]
     with user_error("no run folder"):
-        script.read_all([tmp_path / "notes.md"])
+        script("table").read_all([tmp_path / "notes.md"])
     with user_error(str(tmp_path), "config.json"):
-        script.read_all([tmp_path])
+        script("table").read_all([tmp_path])
     (tmp_path / "run0" / "summary.json").write_text("{")
     with user_error("summary.json", "damaged"):
-        script.read_all([tmp_path / "run0"])
+        script("table").read_all([tmp_path / "run0"])
