@@ -3,7 +3,7 @@
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,19 @@ class FinishedRun:
 
     def rounds_to(self, accuracy: float) -> int | None:
         """The first round, warm-up counted, whose student reaches that accuracy (%); None where none does."""
-        return next(
-            (
-                int(number)
-                for number, reached in zip(self.metrics["round"], self.metrics["accuracy"], strict=True)
-                if reached is not None and reached >= accuracy
-            ),
-            None,
-        )
+        return self.first_round("accuracy", lambda reached: reached >= accuracy)
 
     def seconds_to(self, accuracy: float) -> float | None:
         """Seconds of synthesis and distillation up to that round, evaluation left out; None where none reaches it."""
-        last = self.rounds_to(accuracy)
+        return self.seconds_until(self.rounds_to(accuracy))
+
+    def first_round(self, column: str, reached: Callable[[float], bool]) -> int | None:
+        """The first round, warm-up counted, whose value in that column of metrics.csv is one that counts as reached."""
+        values = zip(self.metrics["round"], self.metrics[column], strict=True)
+        return next((int(number) for number, value in values if value is not None and reached(value)), None)
+
+    def seconds_until(self, last: int | None) -> float | None:
+        """Seconds of synthesis and distillation up to the end of a round, evaluation left out; None of None."""
         if last is None:
             return None
         columns = (self.metrics["seconds_synthesis"], self.metrics["seconds_distillation"])

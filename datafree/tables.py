@@ -112,7 +112,9 @@ def costs(cells: Sequence[Cell]) -> Table:
     for cell in cells:
         numbers = [mean_and_std(cell.values(measure), decimals) for measure, decimals in COSTS.values()]
         machines = dict.fromkeys(run.config.get("environment", {}).get("device", "not recorded") for run in cell.runs)
-        rows.append([cell.task.dataset, cell.task.pair, cell.label, f"{len(cell.runs)}", *numbers, "; ".join(machines)])
+        rows.append(
+            [cell.task.dataset, cell.task.pair, cell.label, f"{len(cell.runs)}", *numbers, "; ".join(machines) or "-"]
+        )
     header = ["data set", "pair", "method", "n", *COSTS, "on"]
     return Table("Time, memory and images: mean ± sample standard deviation over seeds", header, rows)
 
