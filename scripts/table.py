@@ -3,7 +3,8 @@
     python scripts/table.py run/*                                    Markdown, to the terminal
     python scripts/table.py run/*-seed[012] --latex table.tex --csv table.csv
 
-Runs that are not complete, seeds that come twice and settings that differ within a cell are named below the tables.
+Column "scratch" is the student trained on real data, by train_scratch.py. Runs that are not complete, seeds that come
+twice and settings that differ within a cell are named below the tables.
 """
 
 import sys
@@ -28,20 +29,23 @@ def main(argv: list[str]) -> None:
         parser.add_argument(f"--{form}", type=Path, metavar="FILE", help=f"also write it as {form} to this file")
     parser.add_argument("--published", action="store_true", help="published CIFAR accuracies beside ours")
     args = parser.parse_args(argv)
-    cells, notes = collect(read_all(args.runs))
-    print(write_tables(cells, notes, {form: getattr(args, form) for form in FORMS}, args.published))
+    runs, others = read_all(args.runs)
+    cells, notes = collect(runs)
+    print(write_tables(cells, notes + others, {form: getattr(args, form) for form in FORMS}, args.published))
 
 
-def read_all(paths: list[Path]) -> list[FinishedRun]:
-    """The run folders among the paths; files, as ``run/*`` may name, are passed over.
+def read_all(paths: list[Path]) -> tuple[list[FinishedRun], list[str]]:
+    """The run folders among the paths, and a note on each other folder; files, as in ``run/*``, are passed over.
 
     Raises:
-        UserError: for a folder that is no run's, or where there is no folder.
+        UserError: where there is no run folder, or one is damaged.
     """
     folders = [path for path in paths if not path.is_file()]
-    if not folders:
-        raise UserError("no run folder among the paths", "name folders under run/")
-    return [read_run(path) for path in folders]
+    runs = [path for path in folders if (path / "config.json").exists()]
+    if not runs:
+        raise UserError("no run folder among the paths", "name folders under run/, as in run/*")
+    notes = [f"no run folder, passed over: {path}" for path in folders if path not in runs]
+    return [read_run(path) for path in runs], notes
 
 
 if __name__ == "__main__":

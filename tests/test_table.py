@@ -156,13 +156,18 @@ def test_the_script_prints_markdown_and_writes_all_three_forms(made, tmp_path, c
     assert line["peak_memory_mb_mean"] == "" and line["peak_memory_mb_n"] == "0"
 
 
-def test_files_among_the_paths_are_passed_over_and_folders_that_are_no_run_are_named(made, tmp_path):
+def test_what_is_no_run_among_the_paths_is_passed_over_folders_with_a_note(made, tmp_path):
+    read_all = script("table").read_all
     (tmp_path / "notes.md").write_text("")
-    assert [run.path for run in script("table").read_all([tmp_path / "notes.md", made().path])] == [tmp_path / "run0"]
+    (tmp_path / "analysis").mkdir()
+    runs, (note,) = read_all([tmp_path / "notes.md", tmp_path / "analysis", made().path])
+    assert [run.path for run in runs] == [tmp_path / "run0"] and str(tmp_path / "analysis") in note
     with user_error("no run folder"):
-        script("table").read_all([tmp_path / "notes.md"])
-    with user_error(str(tmp_path), "config.json"):
-        script("table").read_all([tmp_path])
-    (tmp_path / "run0" / "summary.json").write_text("{")
+        read_all([tmp_path / "notes.md", tmp_path / "analysis"])
+
+
+def test_a_damaged_summary_is_named(made):
+    path = made().path
+    (path / "summary.json").write_text("{")
     with user_error("summary.json", "damaged"):
-        script("table").read_all([tmp_path / "run0"])
+        read_run(path)
