@@ -16,7 +16,7 @@ from datafree.data.datasets import test_images
 from datafree.entry import run_program
 from datafree.errors import UserError
 from datafree.flags import distillation_parser
-from datafree.modes import MODES
+from datafree.modes import MODES, method_name
 from datafree.rounds import HARD_LOSS_METRICS, METRICS, distil, leave_for_the_next_task, summary
 from datafree.run_folder import RunFolder, environment, folder_name
 from datafree.stopping import StopRequests
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     compute = device.choose(args.device, args.precision)
     args.precision = compute.precision  # a resumption must not choose another
     path = resume.run_path(
-        args, folder_name(args.mode + hard_loss_suffix(args), spec.name, args.teacher, args.student, args.tag)
+        args, folder_name(method_name(args.mode, args.hl, args.no_aea), spec.name, args.teacher, args.student, args.tag)
     )
     task = build(args, spec, compute, registry.MODELS)
     report = [*parser.grouped(args), f"runs on: {compute}", sizes(task), f"writes to: {path}"]
@@ -80,11 +80,6 @@ def complete(args: Namespace) -> None:
         )
     if args.lr_min > args.lr:
         raise UserError(f"--lr_min {args.lr_min} is above --lr {args.lr}", "the cosine falls: lower --lr_min")
-
-
-def hard_loss_suffix(args: Namespace) -> str:
-    """What the run folder's name says of the hard loss."""
-    return ("-hl-noaea" if args.no_aea else "-hl") if args.hl else ""
 
 
 if __name__ == "__main__":

@@ -28,3 +28,8 @@ MODES = {
     "reuse_finetune": Mode(True, "g2, d are loaded and trained more slowly"),
     "reuse_fix": Mode(True, "g2, d are loaded and frozen", 0.0),
 }
+
+
+def method_name(mode: str, hl: bool, no_aea: bool) -> str:
+    """What a run's folder and the tables call it: the mode, and what was done about the hard loss."""
+    return mode + ("-hl-noaea" if no_aea else "-hl") * hl

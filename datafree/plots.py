@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from .run_reader import FinishedRun
 
+LineStyle = str | tuple
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#000000", "-."), ("#CC79A7", (0, (5, 1, 1, 1))))
 
 
@@ -46,12 +47,7 @@ def draw_spread(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None
     figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for (label, runs), (colour, style) in zip(groups.items(), STYLES * len(groups), strict=False):
         for axes, column in ((accuracy, "accuracy"), (loss, "loss_generator")):
-            rounds = list(zip(*(run.metrics[column] for run in runs), strict=False))
-            measured = [(n, values) for n, values in enumerate(rounds, 1) if None not in values]
-            if measured:
-                x, y = zip(*measured, strict=True)
-                axes.plot(x, [sum(values) / len(values) for values in y], color=colour, linestyle=style, label=label)
-                axes.fill_between(x, list(map(min, y)), list(map(max, y)), color=colour, alpha=0.15, linewidth=0)
+            draw_mean_and_range(axes, runs, column, colour, style, label)
     loss.set_yscale("log")
     accuracy.set_xlim(loss.get_xlim())
     label_axes(accuracy, "student's accuracy (%), mean and range")
@@ -59,6 +55,18 @@ def draw_spread(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None
     accuracy.legend(loc="lower right", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def draw_mean_and_range(
+    axes: Axes, runs: Sequence[FinishedRun], column: str, colour: str, style: LineStyle, label: str
+) -> None:
+    """A column of metrics.csv over rounds: the mean over the runs, where each has a value, their range behind it."""
+    rounds = list(zip(*(run.metrics[column] for run in runs), strict=False))
+    measured = [(n, values) for n, values in enumerate(rounds, 1) if None not in values]
+    if measured:
+        x, y = zip(*measured, strict=True)
+        axes.plot(x, [sum(values) / len(values) for values in y], color=colour, linestyle=style, label=label)
+        axes.fill_between(x, list(map(min, y)), list(map(max, y)), color=colour, alpha=0.15, linewidth=0)
 
 
 def _name(run: FinishedRun) -> str:

@@ -3,7 +3,7 @@
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,34 +31,40 @@ class FinishedRun:
     def complete(self) -> bool:
         return bool(self.summary)
 
+    @property
+    def program(self) -> str:
+        """main.py or train_scratch.py."""
+        return self.config.get("program", "train_scratch.py" if "model" in self.config else "main.py")
+
     def rounds_to(self, accuracy: float) -> int | None:
         """The first round, warm-up counted, whose student reaches that accuracy (%); None where none does."""
-        return next(
-            (
-                int(number)
-                for number, reached in zip(self.metrics["round"], self.metrics["accuracy"], strict=True)
-                if reached is not None and reached >= accuracy
-            ),
-            None,
-        )
+        return self.first_round("accuracy", lambda reached: reached >= accuracy)
 
     def seconds_to(self, accuracy: float) -> float | None:
         """Seconds of synthesis and distillation up to that round, evaluation left out; None where none reaches it."""
-        last = self.rounds_to(accuracy)
+        return self.seconds_until(self.rounds_to(accuracy))
+
+    def first_round(self, column: str, reached: Callable[[float], bool]) -> int | None:
+        """The first round, warm-up counted, whose value in that column of metrics.csv is one that counts as reached."""
+        values = zip(self.metrics["round"], self.metrics[column], strict=True)
+        return next((int(number) for number, value in values if value is not None and reached(value)), None)
+
+    def seconds_until(self, last: int | None) -> float | None:
+        """Seconds of synthesis and distillation up to the end of a round, evaluation left out; None of None."""
         if last is None:
             return None
         columns = (self.metrics["seconds_synthesis"], self.metrics["seconds_distillation"])
         return sum(value or 0.0 for column in columns for value in column[:last])
 
 
-def mean_and_std(values: Sequence[float | None]) -> str:
+def mean_and_std(values: Sequence[float | None], decimals: int = 2) -> str:
     """``mean ± sample standard deviation``; one value alone stands without a deviation, a missing one is counted."""
     present = [value for value in values if value is not None]
     if not present:
         return "-"
-    text = f"{statistics.mean(present):.2f}"
+    text = f"{statistics.mean(present):.{decimals}f}"
     if len(present) > 1:
-        text += f" ± {statistics.stdev(present):.2f}"
+        text += f" ± {statistics.stdev(present):.{decimals}f}"
     return text if len(present) == len(values) else f"{text} ({len(present)} of {len(values)})"
 
 
@@ -73,6 +79,12 @@ def read_run(path: Path | str) -> FinishedRun:
         raise UserError(f"{path} is not a run folder", "name a folder with config.json and metrics.csv") from None
     columns = rows[0].keys() if rows else ()
     metrics = {name: [float(row[name]) if row[name] else None for row in rows] for name in columns}
-    summary_file = path / "summary.json"
-    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
-    return FinishedRun(path, config, metrics, summary)
+    return FinishedRun(path, config, metrics, _summary(path / "summary.json"))
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    """Empty where there is none. Raises UserError where it is not what a run writes."""
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError:
+        raise UserError(f"{file} is damaged", "remove it and go on with --resume, or leave the run out") from None

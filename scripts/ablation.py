@@ -7,11 +7,8 @@ where they stopped. Interrupted, it prints what has finished. Every run's folder
 """
 
 import shlex
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,8 +17,10 @@ sys.path.insert(0, str(ROOT))
 from datafree.arguments import Parser, number
 from datafree.entry import run_program
 from datafree.errors import UserError
+from datafree.launching import Job, run_queue
 from datafree.plots import draw_spread
 from datafree.run_reader import FinishedRun, mean_and_std, read_run
+from datafree.stopping import Stopped
 
 Groups = dict[str, list[FinishedRun]]
 
@@ -42,8 +41,8 @@ def main(argv: list[str]) -> None:
     }
     groups: Groups = {label: [] for label, _ in split(args.settings)}
     try:
-        run_all(planned, args, lambda label, run: groups[label].append(run))
-    except KeyboardInterrupt:
+        run_all(planned, args, groups)
+    except Stopped:
         print("\ninterrupted; finished so far:", flush=True)
         report(groups, args)
         raise
@@ -59,54 +58,24 @@ def split(settings: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def run_all(planned: dict[tuple[str, int], str], args: object, finished: Callable[[str, FinishedRun], None]) -> None:
-    """Runs what is planned, ``args.jobs`` at a time, in order; reports each run as it ends."""
-    stop = threading.Event()
+def run_all(planned: dict[tuple[str, int], str], args: object, groups: Groups) -> None:
+    """Runs what is planned, ``args.jobs`` at a time, in order; each run is in ``groups`` as it ends.
 
-    def one(task: tuple[tuple[str, int], str]) -> None:
-        (label, seed), flags = task
-        if not stop.is_set():
-            folder = run_one(f"{args.name}-{slug(label)}-s{seed}", [*shlex.split(flags), "--seed", str(seed)], args)
-            finished(label, read_run(folder))
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        try:
-            list(pool.map(one, planned.items()))
-        except BaseException:
-            stop.set()
-            raise
-
-
-def run_one(tag: str, flags: list[str], args: object) -> Path:
-    """One run of main.py, resumed where it was begun; a complete one is kept if it had these flags.
-
-    Its output is in <folder>/log.txt. Returns its folder.
+    Raises:
+        UserError: for the first run that failed, once those under way have ended.
     """
-    command = [
-        sys.executable,
-        str(ROOT / "main.py"),
-        *flags,
-        "--tag",
-        tag,
-        "--run_root",
-        str(args.run_root),
-        "--resume",
+    labels = {f"{args.name}-{slug(label)}-s{seed}": label for label, seed in planned}
+    jobs = [
+        Job(tag, tag, [*shlex.split(flags), "--seed", str(seed)])
+        for tag, ((_, seed), flags) in zip(labels, planned.items(), strict=True)
     ]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
-        raise UserError(
-            f"{shlex.join(command[1:])}: {last}", "mend it and call this script again; it goes on from here"
-        )
-    folder = folder_named_in(ended.stdout)
-    print(f"done: {folder}", flush=True)
-    return folder
 
+    def finished(job: Job, folder: Path) -> None:
+        print(f"done: {folder}", flush=True)
+        groups[labels[job.name]].append(read_run(folder))
 
-def folder_named_in(output: str) -> Path:
-    """The run folder in main.py's last line: ``finished: ...; FOLDER`` or ``FOLDER is complete: ...``."""
-    line = output.strip().splitlines()[-1]
-    return Path(line.split("; ", 1)[1] if line.startswith("finished: ") else line.rsplit(" is complete: ", 1)[0])
+    for failure in run_queue(jobs, ROOT / "main.py", args.run_root, [{}] * args.jobs, finished).values():
+        raise UserError(failure, "mend it and call this script again; it goes on from here")
 
 
 def slug(label: str) -> str:

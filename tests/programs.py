@@ -1,6 +1,7 @@
 """Running the programs inside this process as a user runs them, and a disk that can be filled."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import resource
@@ -21,6 +22,14 @@ NAME = "anew-digits-resnet20-resnet8"
 SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4"
 SMALL_SCRATCH = "--model resnet8 --epochs 2 --batch_size 512 --precision fp32"
 TINY, TINY_SCRATCH = [*SMALL.split(), "--p_width", "4", "--precision", "fp32"], SMALL_SCRATCH.split()
+
+
+def script(name):
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(line, program=main):

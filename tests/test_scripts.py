@@ -1,26 +1,20 @@
 """The scripts that read runs, on tiny ones: tables say what the folders say, and finished work is not done again."""
 
-import importlib.util
 import json
+import signal
 
 import pytest
 from conftest import ROOT, user_error
+from programs import script
 
 import main
 from datafree.run_reader import mean_and_std, read_run
+from datafree.stopping import Stopped
 
 TINY = [
     *("--epochs", "3", "--warmup", "1", "--kd_steps", "1", "--batch_size", "4", "--synthesis_batch_size", "4"),
     *("--g_steps", "1", "--ngf", "8"),
 ]
-
-
-def script(name: str):
-    """A file of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +88,13 @@ def test_ablation_runs_each_setting_and_seed_once_and_says_where_each_number_is_
 
 def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatch, capsys):
     ablation = script("ablation")
-    runs = iter([run])
 
-    def one(*_):
-        try:
-            return next(runs)
-        except StopIteration:
-            raise KeyboardInterrupt from None
+    def one_then_a_signal(jobs, *where):
+        where[-1](jobs[0], run)
+        raise Stopped(signal.SIGINT, "stopped")
 
-    monkeypatch.setattr(ablation, "run_one", one)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(ablation, "run_queue", one_then_a_signal)
+    with pytest.raises(Stopped):
         ablation.main(["--name", "n", "--seeds", "0", "1", "--run_root", str(tmp_path), "a: --mode anew"])
     printed = capsys.readouterr().out
     assert "finished so far" in printed and "| a | 1 |" in printed and str(run) in printed
