@@ -2,10 +2,12 @@
 
 floor_kd     teacher forward without gradient; student forward, backward, SGD step; one ready batch
 floor_synth  K times: generator, teacher and student forward, backward to the images and on into the generator, Adam
-             both in plain fp32, default memory format, eager, a nearest up-sampling before each convolution of G
+floor_train  forward, backward and SGD step of the teacher on one ready batch
+             all in plain fp32, default memory format, eager, a nearest up-sampling before each convolution of G
 unit         forward and backward of the registry's resnet18 on 64x3x32x32, likewise: a yardstick of the machine
 
-kd, synth, attack, eval, save, round: the code that main.py runs, with drawing, augmentation, losses and logging.
+kd, synth, attack, eval, save, round: the code that main.py runs, with drawing, augmentation, losses and logging;
+train: that of train_scratch.py.
 All are measured in turn, over and over, so that what else the machine does falls on all of them.
 """
 
@@ -36,8 +38,10 @@ from .rounds import HARD_LOSS_METRICS, METRICS, fill_pool, one_round
 from .run_folder import RunFolder
 from .snapshot import Snapshot
 from .task import Task
+from .training import Training, TrainingSettings
 
 Measure = Callable[[], object]
+TRAIN_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Times:
     def spread(self) -> float:
         """Half the range between the fastest and the slowest repeat, relative to the median."""
         return (max(self.seconds) - min(self.seconds)) / 2 / self.median
+
+    def each(self, count: int) -> "Times":
+        """Of one, where ``count`` were timed together."""
+        return Times([seconds / count for seconds in self.seconds])
 
     def over(self, other: "Times") -> float:
         """How many times as long as ``other``: the median over repeats of the ratio within one repeat."""
@@ -141,6 +149,32 @@ def floor_synth(
     return iterations
 
 
+def floor_train(model: nn.Module, x: Tensor) -> Measure:
+    """One step of training from scratch on a ready batch, nothing around it. Works on a plain copy."""
+    model, y = _plain(model).train(), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+    def step() -> None:
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def training(model: nn.Module, args: Namespace, task: Task) -> Measure:
+    """An epoch of train_scratch.py over TRAIN_STEPS batches of random images."""
+    spec, size = task.spec, TRAIN_STEPS * args.batch_size
+    settings = TrainingSettings(1, args.batch_size, 1e-3, 0.9, 5e-4, None)
+    images = TensorImages(
+        torch.randint(256, (size, 3, spec.img_size, spec.img_size)).to(torch.uint8), torch.zeros(size).long()
+    )
+    model = task.compute.place(copy.deepcopy(model).requires_grad_())
+    shared = (task.synthesis.augmentation, task.compute, task.streams)
+    return Training(model, images.to(task.compute.device), settings, *shared).epoch
+
+
 def unit(resnet18: nn.Module, device: torch.device) -> Measure:
     """Forward and backward of that network on 64 images of 32x32 pixels."""
     model, x = resnet18.to(device).train(), torch.randn(64, 3, 32, 32, device=device)
@@ -186,26 +220,25 @@ def _plain(network: nn.Module) -> nn.Module:
     return network
 
 
-class Floors:
-    """The floors for a pair of networks, by name; the networks are fresh ones, as the registry makes them."""
+def floors(
+    teacher: nn.Module, student: nn.Module, args: Namespace, img_size: int, device: torch.device
+) -> dict[str, Measure]:
+    """All floors for a pair of networks, by name."""
+    teacher, student = teacher.to(device), student.to(device)
+    x = torch.randn(args.batch_size, 3, img_size, img_size, device=device)
+    generator = PlainGenerator(args.nz, args.ngf, img_size)
+    return {
+        "floor_kd": floor_kd(teacher, student, x),
+        "floor_synth": floor_synth(teacher, student, generator, args.synthesis_batch_size, args.g_steps),
+        "floor_train": floor_train(teacher, x),
+    }
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, args: Namespace, img_size: int, device: torch.device):
-        teacher, student = teacher.to(device), student.to(device)
-        x = torch.randn(args.batch_size, 3, img_size, img_size, device=device)
-        generator = PlainGenerator(args.nz, args.ngf, img_size)
-        self.measures: dict[str, Measure] = {
-            "floor_kd": floor_kd(teacher, student, x),
-            "floor_synth": floor_synth(teacher, student, generator, args.synthesis_batch_size, args.g_steps),
-        }
 
-    def flops(self) -> dict[str, int]:
-        """Floating-point operations (two a multiplication with addition) of one call of each."""
-        found = {}
-        for name, measure in self.measures.items():
-            with FlopCounterMode(display=False) as counter:
-                measure()
-            found[name] = counter.get_total_flops()
-        return found
+def flops(measure: Measure) -> int:
+    """Floating-point operations of one call, two a multiplication with addition; products and convolutions count."""
+    with FlopCounterMode(display=False) as counter:
+        measure()
+    return counter.get_total_flops()
 
 
 class HotPath:
@@ -232,8 +265,8 @@ class HotPath:
         parts = {"synthesis": task.synthesis, "distillation": task.distillation, "streams": task.streams}
         self.snapshot, self.progress = Snapshot(folder, parts, task.pool), Progress()
         self.measures: dict[str, Measure] = {
-            "kd": lambda: task.distillation.run(self.pool, args.kd_steps),
-            "synth": lambda: task.synthesis.synthesize(adversarial=True),
+            "kd": lambda: task.distillation.run(self.pool, args.kd_steps).means(),
+            "synth": lambda: task.synthesis.synthesize(adversarial=True).terms,
             "eval": lambda: self.evaluation.score(task.student),
             "round": self.round,
             "save": lambda: self.snapshot.save({}),

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import registry
 from datafree import benchmark, device, task
 from datafree.arguments import Parser, number
-from datafree.benchmark import Floors, HotPath, Times, timed
+from datafree.benchmark import HotPath, timed
 from datafree.data.datasets import DatasetSpec
 from datafree.device import Compute
 from datafree.entry import run_program
@@ -91,31 +91,34 @@ def measured(args: Namespace, spec: DatasetSpec, compute: Compute, repeats: int,
         benchmark.random_classifier(registry.MODELS, name, spec) for name in (args.teacher, args.student)
     )
     args.teacher_path = benchmark.saved(teacher, folder.with_suffix(".pth"))
-    floors = Floors(teacher, student, args, spec.img_size, compute.device)
-    flops = floors.flops()
+    floors = benchmark.floors(teacher, student, args, spec.img_size, compute.device)
     built = task.build(args, spec, compute, registry.MODELS)
     with HotPath(args, built, folder) as hot:
-        yardstick = {"unit": benchmark.unit(registry.MODELS["resnet18"](10), compute.device)}
-        times = timed(floors.measures | hot.measures | yardstick, repeats, compute.device)
-    memory = device.peak_memory_mb(compute.device)
+        others = {"train": benchmark.training(teacher, args, built)}
+        others["unit"] = benchmark.unit(registry.MODELS["resnet18"](10), compute.device)
+        times = timed(floors | hot.measures | others, repeats, compute.device)
+        memory = device.peak_memory_mb(compute.device)
+        flops = {name: benchmark.flops(hot.measures[name]) for name in ("kd", "synth")}
     rate = benchmark.matmul_rate(compute)
-    kd = Times([seconds / args.kd_steps for seconds in times["kd"].seconds])
-    times |= {"kd": kd}
+    times["kd"], times["train"] = times["kd"].each(args.kd_steps), times["train"].each(benchmark.TRAIN_STEPS)
+    flops["kd"] /= args.kd_steps
     return {
         "batch_size": args.batch_size,
         "seconds": {name: {"median": t.median, "spread": t.spread, "all": t.seconds} for name, t in times.items()},
         "ratios": {
-            "kd/floor_kd": kd.over(times["floor_kd"]),
+            "kd/floor_kd": times["kd"].over(times["floor_kd"]),
             "synth/floor_synth": times["synth"].over(times["floor_synth"]),
+            "train/floor_train": times["train"].over(times["floor_train"]),
             "round/unit": times["round"].over(times["unit"]),
         },
         "samples_per_second": {
-            "kd": args.batch_size / kd.median,
+            "kd": args.batch_size / times["kd"].median,
             "synth": args.batch_size * args.g_steps / times["synth"].median,
+            "train": args.batch_size / times["train"].median,
             "eval": HotPath.TEST_IMAGES / times["eval"].median,
         },
         "matmul_tflops": rate / 1e12,
-        "share_of_matmul_rate": {name: flops[f"floor_{name}"] / times[name].median / rate for name in ("kd", "synth")},
+        "share_of_matmul_rate": {name: count / times[name].median / rate for name, count in flops.items()},
         "peak_memory_mb": memory,
         "pool_bytes_per_image": built.pool.bytes_per_image,
     }
@@ -132,7 +135,9 @@ def growth(options: Namespace, spec: DatasetSpec, compute: Compute, folder: Path
     args.teacher_path = folder / "batch1.pth"
     built = task.build(args, spec, compute, registry.MODELS)
     pools = {str(size): benchmark.filled_pool(built, size) for size in POOLS}
-    measures = {name: lambda pool=pool: built.distillation.run(pool, args.kd_steps) for name, pool in pools.items()}
+    measures = {
+        name: lambda pool=pool: built.distillation.run(pool, args.kd_steps).means() for name, pool in pools.items()
+    }
     times = timed(measures, options.repeats, compute.device)
     smallest = times[str(POOLS[0])]
     return {
