@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -27,9 +28,9 @@ class Curve:
     """What one pair of axes shows.
 
     Attributes:
-        title: above it.
+        title: for whoever sets it on a page.
         unit: beside the vertical axis.
-        lines: columns of metrics.csv, with what each is called.
+        lines: columns of metrics.csv, with what each is called; "" where the axis says it.
         log: whether the axis is logarithmic, where all values are above 0.
         percent: whether the values are shares in [0, 1], to be read in percent.
     """
@@ -41,7 +42,7 @@ class Curve:
     percent: bool = False
 
 
-LEARNING_RATE = Curve("Learning rate", "learning rate", {"lr": "SGD"})
+LEARNING_RATE = Curve("Learning rate", "learning rate of SGD", {"lr": ""})
 DISTILLATION_CURVES = {
     "accuracy": Curve(
         "Accuracy and agreement", "share of images (%)", {"accuracy": "accuracy", "agreement": "agreement"}
@@ -79,7 +80,7 @@ DISTILLATION_CURVES = {
         {
             "seconds_synthesis": "synthesis",
             "seconds_distillation": "distillation",
-            "seconds_evaluation": "evaluation, saving students",
+            "seconds_evaluation": "evaluation",
         },
     ),
 }
@@ -118,14 +119,25 @@ def draw_curve(
     if level is not None:
         axes.axhline(level, color="#000000", linewidth=0.8, linestyle=(0, (1, 2)), label=f"teacher {level:.2f} %")
     if curve.log and all(value > 0 for _, y in measured.values() for value in y):
-        axes.set_yscale("log")
+        _plain_log_axis(axes)
     if curve.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     label_axes(axes, curve.unit, counter)
-    axes.set_title(curve.title, loc="left", fontsize=11, fontweight="bold")
-    axes.legend(fontsize=8, framealpha=0, loc="best")
+    if any(measured):
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 2 if len(labels) == 4 else 3
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=9, frameon=False)
     return figure
+
+
+def _plain_log_axis(axes: Axes) -> None:
+    """Logarithmic, with ticks at powers of ten or, within two of them, at 1, 2 and 5, as plain numbers."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_samples(samples: Samples) -> Figure:
@@ -135,7 +147,7 @@ def draw_samples(samples: Samples) -> Figure:
     gap = max(1, pixels.shape[-1] // 16)
     grid = make_grid(pixels, nrow=columns, padding=gap).permute(1, 2, 0).numpy()
     opaque = make_grid(pixels[:, :1] * 0 + 255, nrow=columns, padding=gap).permute(1, 2, 0).numpy()[..., :1]
-    figure, axes = _axes((6.4, 0.3 + 5.2 * grid.shape[0] / grid.shape[1]))
+    figure, axes = _axes((4.8, 0.2 + 4.0 * grid.shape[0] / grid.shape[1]), "compressed")
     axes.imshow(np.concatenate((grid, opaque), axis=2), interpolation="none")
     step = pixels.shape[-2] + gap
     axes.set_yticks([gap + pixels.shape[-2] / 2 + row * step for row in range(rows)], samples.labels)
@@ -159,15 +171,23 @@ def draw_confusion(matrix: Tensor, names: Sequence[str], what: str = "student") 
     """Each true class's images by what they were called, as a share of the class; counts in the cells where few."""
     shares = (100 * matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
     few = len(names) <= NUMBERED
-    figure, axes = _axes((6.0, 5.4))
-    image = axes.imshow(shares, cmap=_SHADES, norm=PowerNorm(0.5, 0, 100), interpolation="none" if few else "nearest")
+    figure, axes = _axes((4.8, 4.3))
+    image = axes.imshow(shares, cmap=_SHADES, norm=PowerNorm(0.5, 0, 100), interpolation="none")
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 1, 5, 10, 25, 50, 100])
-    bar.set_label("share of the true class's images (%), square-root scale")
+    bar.set_label("share of the true class (%), square-root scale")
     if few:
         for (true, predicted), count in np.ndenumerate(matrix.numpy()):
             if count:
                 ink = "#ffffff" if shares[true, predicted] > 30 else "#000000"
-                axes.text(predicted, true, str(count), ha="center", va="center", fontsize=8, color=ink)
+                axes.text(
+                    predicted,
+                    true,
+                    str(count),
+                    ha="center",
+                    va="center",
+                    fontsize=8 if len(names) <= 10 else 6,
+                    color=ink,
+                )
         axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 45, ha="center")
         axes.set_yticks(range(len(names)), names)
     axes.set_xlabel(f"what the {what} says" + ("" if few else " (class index)"))
@@ -187,7 +207,7 @@ def draw_class_accuracy(matrices: Mapping[str, Tensor], names: Sequence[str]) ->
     few = len(names) <= NUMBERED
     first = next(iter(accuracies.values()))
     order = np.arange(len(names)) if few else np.argsort(first, kind="stable")
-    figure, axes = _axes((6.0, 3.4))
+    figure, axes = _axes((4.8, 3.4))
     for (label, values), (colour, _), marker in reversed(list(zip(accuracies.items(), STYLES, MARKERS, strict=False))):
         hollow = values is not first
         dots = {"color": colour, "marker": marker, "linestyle": "none", "label": label, "markersize": 7 if few else 4}
@@ -195,10 +215,11 @@ def draw_class_accuracy(matrices: Mapping[str, Tensor], names: Sequence[str]) ->
     if few:
         axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 45)
     label_axes(axes, "accuracy (%)", "class" if few else f"classes, sorted by the {next(iter(accuracies))}'s accuracy")
-    axes.legend(fontsize=8, framealpha=0, loc="best")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2, fontsize=9, frameon=False)
     return figure
 
 
-def _axes(inches: tuple[float, float]):
-    figure = Figure(figsize=inches, dpi=DPI, layout="constrained")
+def _axes(inches: tuple[float, float], layout: str = "constrained") -> tuple[Figure, Axes]:
+    figure = Figure(figsize=inches, dpi=DPI, layout=layout)
     return figure, figure.add_subplot()

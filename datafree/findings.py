@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import device
 from .analysis.confusion import accuracy, confusion_matrix
-from .analysis.samples import Samples, images_over_rounds
+from .analysis.samples import SOURCES, Samples
 from .data.class_names import NAMES
 from .data.datasets import test_images
 from .errors import UserError
@@ -121,10 +121,14 @@ def _test(found: Findings, networks: RunNetworks) -> None:
 
 
 def _collect_samples(found: Findings, img_size: int) -> None:
-    try:
-        found.samples = images_over_rounds(found.run.path, found.run.config, img_size)
-    except UserError as error:
-        found.lacks("samples", error)
+    """From the first source that has any; what is wrong with one before it is kept for the page."""
+    for source in SOURCES:
+        try:
+            found.samples = source(found.run.path, found.run.config, img_size)
+        except UserError as error:
+            found.lacks("samples", error)
+        if found.samples:
+            return
 
 
 def _draw(found: Findings) -> None:

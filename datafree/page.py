@@ -25,30 +25,32 @@ STYLE = """
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
   -webkit-text-size-adjust: 100%; }
 main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
+.scroll + article { margin-top: 2.5rem; }
 article + article { border-top: 3px solid var(--line); margin-top: 4rem; padding-top: 1rem; }
 h1 { font-size: 1.65rem; line-height: 1.2; margin: .2rem 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: .95rem; margin: 0 0 .4rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; } figure h3, .groups h3 { margin-top: 0; }
 p { margin: .4rem 0; max-width: 46rem; }
 a { color: inherit; }
 code { font: .875em ui-monospace, monospace; overflow-wrap: anywhere; }
 .soft, figcaption, .card small { color: var(--soft); font-size: .875rem; }
 .state { font-weight: 600; color: var(--good); } .state.bad { color: var(--bad); }
 .note { border-left: 4px solid var(--bad); background: var(--card); padding: .6rem .9rem; margin: 1rem 0; }
-.cards, .figures, .groups { display: grid; gap: 1rem; }
-.cards { grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); margin-top: 1.2rem; gap: .75rem; }
-.card { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
+.cards, .figures { display: grid; align-items: start; }
+.cards { grid-template-columns: repeat(var(--columns), 1fr); margin-top: 1.2rem; gap: .75rem; }
+.cards { align-items: stretch; } .card { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
 .card b { display: block; font-size: 1.4rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .card span { font-size: .875rem; } .card small { display: block; }
-.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1.25rem 2rem; }
-.figures.pair { align-items: start; }
+.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1.5rem 2.5rem; }
+.figures > div { min-width: 0; }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; fill: currentColor; }
 figure svg text { fill: currentColor; font-family: inherit !important; }
 figure svg image { image-rendering: pixelated; }
-.one { max-width: 44rem; }
-.groups { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); align-items: start; }
-.groups > div { break-inside: avoid; background: var(--card); border-radius: 8px; padding: .8rem .9rem .6rem; }
+.one { max-width: 40rem; }
+.groups { columns: 20rem; column-gap: 1rem; margin-top: .8rem; }
+.groups > div { break-inside: avoid; background: var(--card); border-radius: 8px; padding: .8rem .9rem .6rem;
+  margin-bottom: 1rem; }
 .scroll { overflow-x: auto; margin: .4rem 0 1rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .28rem 1.4rem .28rem 0; border-bottom: 1px solid var(--line); }
@@ -57,7 +59,8 @@ th { font-weight: 600; color: var(--soft); white-space: nowrap; } .number { text
 .groups table { width: 100%; } .groups td:last-child { text-align: right; overflow-wrap: anywhere; }
 .groups td { padding-right: .6rem; font-size: .85rem; } .groups tr:last-child td { border-bottom: 0; }
 @media (max-width: 40rem) { main { padding: 1rem .9rem 3rem; } h1 { font-size: 1.35rem; }
-  .cards { grid-template-columns: 1fr 1fr; } .card b { font-size: 1.2rem; } th, td { padding-right: .9rem; } }
+  .cards { grid-template-columns: 1fr 1fr; } .card b { font-size: 1.2rem; } th, td { padding-right: .8rem; }
+  .scroll td { white-space: nowrap; } }
 @media print { body { font-size: 11pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
   article + article { break-before: page; border: 0; } .card, .groups > div, .note { border: 1px solid var(--line); }
   .scroll { overflow: visible; } }
@@ -102,13 +105,14 @@ def notes(lines: Sequence[str]) -> str:
     return '<div class="note">' + "".join(map(paragraph, lines)) + "</div>" if lines else ""
 
 
-def cards(values: Iterable[tuple[str, str, str]]) -> str:
-    """Headline numbers, as (what, value, remark)."""
+def cards(values: Sequence[tuple[str, str, str]]) -> str:
+    """Headline numbers, as (what, value, remark), in full rows where that can be."""
     shown = (
         f'<div class="card"><span>{escape(what)}</span><b>{escape(value)}</b><small>{escape(remark)}</small></div>'
         for what, value, remark in values
     )
-    return '<div class="cards">' + "\n".join(shown) + "</div>"
+    columns = next((count for count in (4, 5, 3) if len(values) % count == 0), 4)
+    return f'<div class="cards" style="--columns: {columns}">' + "\n".join(shown) + "</div>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
@@ -137,17 +141,22 @@ def groups(named: Mapping[str, Iterable[tuple[str, str, bool]]]) -> str:
     return '<div class="groups">' + "\n".join(parts) + "</div>"
 
 
-def picture(figure: Figure, what: str, key: str, caption: str = "") -> str:
+def picture(figure: Figure, title: str, key: str, caption: str = "") -> str:
     """A figure as inline SVG.
 
     Args:
         figure: drawn in black and in the colours of STYLES; both follow the page's light or dark.
-        what: said to who cannot see it.
+        title: above it.
         key: unique in the page; the SVG's own names are made from it.
         caption: below it.
     """
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{_svg(figure, what, key)}{below}</figure>"
+    return f"<figure><h3>{escape(title)}</h3>{_svg(figure, title, key)}{below}</figure>"
+
+
+def side_by_side(*parts: str) -> str:
+    """HTML in columns where the page is wide enough."""
+    return '<div class="figures">' + "\n".join(f"<div>{part}</div>" for part in parts) + "</div>"
 
 
 def _svg(figure: Figure, what: str, key: str) -> str:

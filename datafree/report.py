@@ -5,6 +5,7 @@
 Whatever is missing (the end of the run, the test set, a file) is said in its place, with the reason.
 """
 
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from html import escape
@@ -15,10 +16,10 @@ from . import checkpoint, reuse
 from .analysis.confusion import accuracy, class_accuracy, mistakes, worst_classes
 from .arguments import as_text
 from .errors import UserError
-from .figures import NUMBERED
+from .figures import DISTILLATION_CURVES, NUMBERED, TRAINING_CURVES
 from .findings import Findings
 from .flags import distillation_parser, training_parser
-from .page import cards, document, groups, notes, paragraph, picture, section, table
+from .page import cards, document, groups, notes, paragraph, picture, section, side_by_side, table
 from .run_reader import FinishedRun
 from .task import rounds_of
 
@@ -58,7 +59,8 @@ def _title(run: FinishedRun) -> str:
     config = run.config
     if "mode" not in config:
         return f"{config.get('model')} trained on {config.get('dataset')}"
-    return f"{config.get('teacher')} → {config.get('student')} on {config.get('dataset')}, {config.get('mode')}"
+    hard = ", hard loss" + (" without attack" if config.get("no_aea") else "") if config.get("hl") else ""
+    return f"{config.get('teacher')} → {config.get('student')} on {config.get('dataset')}, {config.get('mode')}{hard}"
 
 
 def _planned(run: FinishedRun) -> int:
@@ -103,10 +105,11 @@ def _headline(found: Findings) -> str:
     if run.complete:
         values += [("Memory", f"{numbers['peak_memory_mb']:,.0f} MiB", "at its peak")]
         values += [("Images made", f"{numbers['images']:,}", "in the pool")] if "images" in numbers else []
-    warnings = (
-        [] if run.complete else [f"Incomplete: {done} of {planned} {counter} are recorded; numbers are of those."]
-    )
-    warnings += _warnings(run.path)
+    warnings = _warnings(run.path)
+    if not run.complete:
+        program = "main.py" if found.distilled else "train_scratch.py"
+        go_on = f"Go on: python {program} --resume {shlex.quote(str(run.path))}"
+        warnings.insert(0, f"Incomplete: {done} of {planned} {counter} are recorded; numbers are of those. {go_on}")
     heading = f'<p class="soft">{kind} · {state}</p>\n<h1>{escape(_title(run))}</h1>'
     return "\n".join([heading, f"<p><code>{escape(str(run.path))}</code></p>", notes(warnings), cards(values)])
 
@@ -125,23 +128,22 @@ def _warnings(path: Path) -> list[str]:
 
 def _curves(found: Findings, index: int) -> str:
     counter = "round" if found.distilled else "epoch"
-    drawn = {tag: figure for tag, figure in found.figures.items() if tag.startswith("curves/")}
-    if not drawn:
-        return section("Curves", paragraph(f"No {counter} has been recorded yet."))
-    pictures = [
-        picture(figure, f"{figure.axes[0].get_title('left')} over {counter}s", f"{index}/{tag}")
-        for tag, figure in drawn.items()
+    curves = DISTILLATION_CURVES if found.distilled else TRAINING_CURVES
+    drawn = [
+        picture(found.figures[f"curves/{tag}"], curve.title, f"{index}/{tag}")
+        for tag, curve in curves.items()
+        if f"curves/{tag}" in found.figures
     ]
-    return section("Curves", '<div class="figures">' + "\n".join(pictures) + "</div>")
+    return section("Curves", side_by_side(*drawn) if drawn else paragraph(f"No {counter} has been recorded yet."))
 
 
 def _sample_section(found: Findings, index: int) -> str:
     missing = notes(found.missing.get("samples", []))
     if found.samples is None:
         return section("Synthetic images", missing, paragraph("The run has kept none."))
-    caption = f"The first images of evenly spaced rounds, oldest first. From {found.samples.source}."
-    drawn = picture(found.figures["samples_over_rounds"], "Synthetic images over rounds", f"{index}/samples", caption)
-    return section("Synthetic images", f'<div class="one">{drawn}</div>')
+    title, caption = "Samples over rounds", f"The first images of evenly spaced rounds. From {found.samples.source}."
+    drawn = picture(found.figures["samples_over_rounds"], title, f"{index}/samples", caption)
+    return section("Synthetic images", missing, f'<div class="one">{drawn}</div>')
 
 
 def _class_section(found: Findings, index: int) -> str:
@@ -153,16 +155,14 @@ def _class_section(found: Findings, index: int) -> str:
         if agreement is not None:
             text += f" The student gives the teacher's answer to {percent(agreement)} of fresh synthetic images."
         return section("Classes", missing, paragraph(text))
-    pictures = []
-    if found.student in found.matrices:
-        matrix = found.matrices[found.student]
-        caption = f"Confusion matrix: {matrix.sum():,} test images, {percent(accuracy(matrix))} on the diagonal."
-        drawn = found.figures[f"confusion/{found.student}"]
-        pictures.append(picture(drawn, f"Confusion matrix of the {found.student}", f"{index}/confusion", caption))
-    drawn = found.figures["class_accuracy"]
-    pictures.append(picture(drawn, "Accuracy by class", f"{index}/classes", "Accuracy by class, on the same images."))
-    figures = '<div class="figures pair">' + "\n".join(pictures) + "</div>"
-    return section("Classes", missing, figures, _class_table(found), _mistake_table(found))
+    title, matrix = next(iter(found.matrices.items()))
+    caption = f"{matrix.sum():,} test images, {percent(accuracy(matrix))} of them on the diagonal."
+    confusion = picture(
+        found.figures[f"confusion/{title}"], f"Confusion matrix of the {title}", f"{index}/confusion", caption
+    )
+    by_class = picture(found.figures["class_accuracy"], "Accuracy by class", f"{index}/classes")
+    columns = side_by_side(confusion + _mistake_table(found), by_class + _class_table(found))
+    return section("Classes", missing, columns)
 
 
 def _class_table(found: Findings) -> str:
@@ -190,7 +190,7 @@ def _mistake_table(found: Findings) -> str:
     ]
     if not rows:
         return paragraph(f"The {label} makes no mistake on these images.")
-    header = ["true class", f"the {label} says", "times", "of the class"]
+    header = ["true class", "taken for", "times", "share of class"]
     return f"<h3>The {label}'s most frequent mistakes</h3>" + table(header, rows, (2, 3))
 
 
@@ -209,33 +209,27 @@ def _reuse_section(found: Findings) -> str:
     why = "the lower" if run.config["reuse_pick"] == "score" else "named by --reuse_pick"
     text = f"The next task gets {kept} ({why}) and d. Inversion loss of each network alone: "
     text += ", ".join(f"{name} {score:.4g}" for name, score in scores.items()) + "."
-    return section("Reuse", *parts, "<h3>It leaves</h3>", paragraph(text), _part_table(left))
+    return section("Reuse", *parts, "<h3>It leaves</h3>", paragraph(text), _part_table(left, short=True))
 
 
-def _part_table(paths: Sequence[Path]) -> str:
-    """The files of parts of generators, with the origin that each one states."""
-    header = ["file", "holds", "made by", "data set", "teacher → student", "tag", "seed", "size"]
-    return table(header, [_part_row(path) for path in paths])
+def _part_table(paths: Sequence[Path], short: bool = False) -> str:
+    """The files of parts of generators, with the origin that each one states; ``short`` leaves out their folder."""
+    header = ["file", "holds", "made by", "data set", "teacher → student", "tag", "seed", "made for"]
+    return table(header, [[path.name if short else str(path), *_part(path)] for path in paths])
 
 
-def _part_row(path: Path) -> list[str]:
+def _part(path: Path) -> list[str]:
+    """What that table says of a file, after its name."""
     try:
         content = checkpoint.load(path, "reuse file")
     except UserError as error:
-        return [str(path), error.what, *[""] * 6]
+        return [error.what, *[""] * 6]
     content = content if isinstance(content, dict) else {}
     origin, config = ({**(content.get(key) or {})} for key in ("origin", "config"))
     part = origin.get("part") or {"decoder": "d"}.get(content.get("kind"), str(content.get("kind")))
-    size = ", ".join(f"{key} {value}" for key, value in config.items())
     pair = f"{origin.get('teacher')} → {origin.get('student')}"
-    return [
-        str(path),
-        part,
-        *(_said(origin.get(key)) for key in ("mode", "dataset")),
-        pair,
-        *(_said(origin.get(key)) for key in ("tag", "seed")),
-        size,
-    ]
+    made = [_said(origin.get(key)) for key in ("mode", "dataset", "tag", "seed")]
+    return [part, *made[:2], pair, *made[2:], ", ".join(f"{key} {value}" for key, value in config.items())]
 
 
 def _said(value: Any) -> str:

@@ -150,7 +150,8 @@ class SavedPool:
         try:
             self._chunks, self._checksums = list(content["pool_chunks"]), list(content["pool_checksums"])
         except (KeyError, TypeError) as error:
-            raise UserError(f"{Path(folder) / STATE_FILE} says nothing of a pool ({error!r})", "name a run") from None
+            what = f"{Path(folder) / STATE_FILE} does not say how {POOL_FILE} is divided ({error!r})"
+            raise UserError(what, "it is of another version, or of no run with a pool") from None
 
     def __len__(self) -> int:
         """Rounds."""

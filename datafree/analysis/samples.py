@@ -4,6 +4,7 @@ What there is is named in ``source``, since each shows something else of a round
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,73 +36,65 @@ class Samples:
     source: str
 
 
-def images_over_rounds(
-    path: Path, config: dict[str, Any], img_size: int, rounds: int = ROUNDS, images: int = IMAGES
-) -> Samples | None:
-    """The first images of evenly spaced rounds, the first and the last among them; None where a run kept none.
+def from_pool(path: Path, config: dict[str, Any], img_size: int) -> Samples | None:
+    """The first images of evenly spaced rounds, the first and the last among them; None where there is no pool.
 
     Raises:
-        UserError: where the pool is there but damaged.
+        UserError: where pool.bin is damaged, or last.pth does not say how to read it.
     """
-    if (path / POOL_FILE).exists() and (path / STATE_FILE).exists():
-        found = _from_pool(path, config, img_size, rounds, images)
-    else:
-        found = _from_board(path / "tensorboard", img_size, rounds, images) or _newest(path, images)
-    return found if found and found.images.numel() else None
-
-
-def _from_pool(path: Path, config: dict[str, Any], img_size: int, rounds: int, images: int) -> Samples:
+    if not all((path / name).exists() for name in (POOL_FILE, STATE_FILE)):
+        return None
     twins = bool(config.get("hl")) and not config.get("no_aea") and config.get("attack_at") == "pool"
     pool = SavedPool(path, img_size, twins)
-    numbers = evenly_spaced(list(range(1, len(pool) + 1)), rounds)
-    strips = [pool.images(number)[:images] for number in numbers]
-    return Samples(_labels(numbers), _stack(strips, img_size), "the pool that the student learnt from (pool.bin)")
+    numbers = evenly_spaced(range(1, len(pool) + 1))
+    strips = [pool.images(number)[:IMAGES] for number in numbers]
+    return _samples(numbers, strips, "the pool that the student learnt from (pool.bin)")
 
 
-def _from_board(folder: Path, img_size: int, rounds: int, images: int) -> Samples | None:
-    """From the upper row of each grid that the run drew (``RunFolder.show_images``)."""
+def from_board(path: Path, config: dict[str, Any], img_size: int) -> Samples | None:
+    """Likewise, of the rounds whose images the run showed in TensorBoard: the upper row of each grid."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
 
-    if not folder.is_dir():
+    if not (path / "tensorboard").is_dir():
         return None
-    events = EventAccumulator(str(folder), size_guidance={"images": 0})  # 0: all of them
+    events = EventAccumulator(str(path / "tensorboard"), size_guidance={"images": 0})  # 0: all of them
     events.Reload()
     if "synthetic" not in events.Tags()["images"]:
         return None
     grids = {event.step: event.encoded_image_string for event in events.Images("synthetic")}
-    numbers = evenly_spaced(sorted(grids), rounds)
-    strips = [_upper_row(grids[number], img_size, images) for number in numbers]
-    return Samples(_labels(numbers), _stack(strips, img_size), "the image grids in TensorBoard")
+    numbers = evenly_spaced(sorted(grids))
+    strips = [_upper_row(grids[number], img_size) for number in numbers]
+    return _samples(numbers, strips, "the image grids in TensorBoard")
 
 
-def _upper_row(png: bytes, img_size: int, images: int) -> Tensor:
-    """The images of a grid with lines of one pixel around them: uint8 (N, 3, H, W)."""
-    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1)
-    row = pixels[:, 1 : 1 + img_size, 1:]
-    cells = row.unfold(2, img_size, img_size + 1) if row.shape[2] >= img_size else row.new_empty(3, img_size, 0, 0)
-    return cells.permute(2, 0, 1, 3)[:images]  # (3, H, N, W) -> (N, 3, H, W)
-
-
-def _newest(path: Path, images: int) -> Samples | None:
+def from_newest(path: Path, config: dict[str, Any], img_size: int) -> Samples | None:
+    """The newest batch alone. Raises UserError where its file is damaged."""
     file = path / "synthetic.pth"
     if not file.exists():
         return None
-    newest = to_levels(checkpoint.load(file, "synthetic images"))[:images].unsqueeze(0)
+    newest = to_levels(checkpoint.load(file, "synthetic images"))[:IMAGES].unsqueeze(0)
     return Samples(["newest"], newest, "the newest batch (synthetic.pth); those of earlier rounds were not kept")
 
 
-def _labels(numbers: list[int]) -> list[str]:
-    return [f"round {number}" for number in numbers]
+SOURCES = (from_pool, from_board, from_newest)  # the best first
 
 
-def _stack(strips: list[Tensor], img_size: int) -> Tensor:
-    """One tensor, as many images of each round as the round with the fewest has."""
-    shortest = min(map(len, strips), default=0)
-    empty = torch.empty(0, 0, 3, img_size, img_size, dtype=torch.uint8)
-    return torch.stack([strip[:shortest] for strip in strips]) if strips else empty
-
-
-def evenly_spaced(numbers: list[int], most: int) -> list[int]:
+def evenly_spaced(numbers: Sequence[int], most: int = ROUNDS) -> list[int]:
     """At most so many of them, the first and the last among them."""
     places = np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int)
     return [numbers[place] for place in places]
+
+
+def _samples(numbers: list[int], strips: list[Tensor], source: str) -> Samples | None:
+    """As many images of each round as the round with the fewest has; None where that is none."""
+    shortest = min(map(len, strips), default=0)
+    if not shortest:
+        return None
+    return Samples([f"round {n}" for n in numbers], torch.stack([strip[:shortest] for strip in strips]), source)
+
+
+def _upper_row(png: bytes, img_size: int) -> Tensor:
+    """The images in the first row of a grid with lines of one pixel between them: uint8 (N, 3, H, W)."""
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1)
+    row = pixels[:, 1 : 1 + img_size, 1:]
+    return row.unfold(2, img_size, img_size + 1).permute(2, 0, 1, 3)[:IMAGES]  # (3, H, N, W) -> (N, 3, H, W)
