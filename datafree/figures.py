@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
@@ -188,8 +189,8 @@ def draw_confusion(matrix: Tensor, names: Sequence[str], what: str = "student") 
                     fontsize=8 if len(names) <= 10 else 6,
                     color=ink,
                 )
-        axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 45, ha="center")
-        axes.set_yticks(range(len(names)), names)
+        _name_ticks(axes.xaxis, names)
+        _name_ticks(axes.yaxis, names)
     axes.set_xlabel(f"what the {what} says" + ("" if few else " (class index)"))
     axes.set_ylabel("true class" + ("" if few else " (index)"))
     return figure
@@ -213,11 +214,21 @@ def draw_class_accuracy(matrices: Mapping[str, Tensor], names: Sequence[str]) ->
         dots = {"color": colour, "marker": marker, "linestyle": "none", "label": label, "markersize": 7 if few else 4}
         axes.plot(values[order], **dots, markerfacecolor="none" if hollow else colour)
     if few:
-        axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 45)
+        _name_ticks(axes.xaxis, names)
     label_axes(axes, "accuracy (%)", "class" if few else f"classes, sorted by the {next(iter(accuracies))}'s accuracy")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2, fontsize=9, frameon=False)
     return figure
+
+
+def _name_ticks(axis: Axis, names: Sequence[str], longest: int = 16) -> None:
+    """A tick a class, aslant where names are long; a dollar sign in a name begins no formula."""
+    short = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
+    axis.set_ticks(range(len(names)), short)
+    for label in axis.get_ticklabels():
+        label.set_parse_math(False)
+        if axis.axis_name == "x" and max(map(len, short)) > 3:
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
 
 
 def _axes(inches: tuple[float, float], layout: str = "constrained") -> tuple[Figure, Axes]:

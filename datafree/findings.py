@@ -153,14 +153,14 @@ def write_board(found: Findings) -> int:
     Returns:
         How many figures it holds; 0 for an incomplete run.
     """
-    folder = found.run.path / "tensorboard"
-    if not found.run.complete:
+    figures = {tag: figure for tag, figure in found.figures.items() if not tag.startswith("curves/")}  # scalars there
+    if not found.run.complete or not figures:
         return 0
+    folder = found.run.path / "tensorboard"
     from torch.utils.tensorboard import SummaryWriter  # two seconds to import
 
     for earlier in folder.glob(f"events.out.tfevents.*{BOARD_SUFFIX}"):
         earlier.unlink()
-    figures = {tag: figure for tag, figure in found.figures.items() if not tag.startswith("curves/")}  # scalars there
     with SummaryWriter(folder, filename_suffix=BOARD_SUFFIX) as board:
         for tag, figure in figures.items():
             board.add_figure(f"report/{tag}", figure, found.rounds_done, close=False)

@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
     if not args.no_tensorboard:
         for found in reports:
             count = write_board(found)
-            print(f"{found.run.path / 'tensorboard'}: {count} figures" if count else f"{found.run.path} is incomplete")
+            print(
+                f"{found.run.path / 'tensorboard'}: {count} figures" + ("" if found.run.complete else ", not complete")
+            )
     pages = {args.output: reports} if args.output else {found.run.path / REPORT_FILE: [found] for found in reports}
     for file, content in pages.items():
         text = page(content).encode(errors="xmlcharrefreplace")
