@@ -90,6 +90,7 @@ def examine(path: Path | str, names: Names) -> Findings:
         networks = RunNetworks(path, names, device.choose("auto", config.get("precision", "auto")))
     except UserError as error:
         found.lacks("classes", error)
+        found.lacks("samples", error)
     else:
         spec = networks.spec
         found.names = list(spec.class_names or NAMES.get(spec.name) or map(str, range(spec.num_classes)))

@@ -34,7 +34,7 @@ def page(reports: Sequence[Findings]) -> str:
 
 
 def _overview(reports: Sequence[Findings]) -> str:
-    header = ["run", "task", "teacher %", "last %", "best %", "agreement %", "time", "state"]
+    header = ["run", "task", "teacher", "last", "best", "agreement", "time", "state"]
     rows = []
     for found in reports:
         numbers = _numbers(found)
@@ -140,7 +140,7 @@ def _curves(found: Findings, index: int) -> str:
 def _sample_section(found: Findings, index: int) -> str:
     missing = notes(found.missing.get("samples", []))
     if found.samples is None:
-        return section("Synthetic images", missing, paragraph("The run has kept none."))
+        return section("Synthetic images", missing, paragraph("There are none to show."))
     title, caption = "Samples over rounds", f"The first images of evenly spaced rounds. From {found.samples.source}."
     drawn = picture(found.figures["samples_over_rounds"], title, f"{index}/samples", caption)
     return section("Synthetic images", missing, f'<div class="one">{drawn}</div>')

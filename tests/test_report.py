@@ -177,7 +177,7 @@ def test_a_run_of_no_round_yet_has_a_page(run):
         (run / name).unlink()
     shutil.rmtree(run / "tensorboard")
     text = page_of(run)
-    assert "Incomplete: 0 of 3 rounds" in text and "No round has been recorded" in text and "kept none" in text
+    assert "Incomplete: 0 of 3 rounds" in text and "No round has been recorded" in text and "none to show" in text
     assert escape(str(run / "student_last.pth")) in text  # what is missing is named
 
 
@@ -196,6 +196,15 @@ def test_without_a_test_set_the_page_says_so_and_gives_agreement(run, monkeypatc
     text, agreement = page_of(run), json.loads((run / "summary.json").read_text())["agreement"]
     assert "no accuracy: no images in data/x" in text and "Without real test images" in text
     assert f"the teacher's answer to {agreement:.2f} %" in unescape(text) and "Confusion matrix" not in text
+
+
+def test_a_run_on_a_folder_that_is_gone_keeps_its_numbers_and_says_what_is_missing(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"dataset": f"imagefolder:{run / 'gone'}"}))
+    text, summary = page_of(run), json.loads((run / "summary.json").read_text())
+    assert f"<b>{summary['accuracy_last']:.2f} %</b>" in text
+    for heading in ("<h2>Synthetic images</h2>", "<h2>Classes</h2>"):
+        assert "gone holds neither" in text[text.index(heading) :].split("</section>")[0]
 
 
 def test_what_was_reused_is_named_with_its_origin_or_as_gone(run, runs):
