@@ -95,17 +95,21 @@ class Parser(argparse.ArgumentParser):
         flag = token.split("=")[0]
         raise UserError(f"unknown flag {flag}", nearest_names(flag, self._option_string_actions))
 
+    def groups(self) -> dict[str, list[str]]:
+        """The names of the flags' values under the titles of --help."""
+        named = {
+            group.title: [action.dest for action in group._group_actions if action.dest != "help"]
+            for group in self._action_groups
+        }
+        return {title: names for title, names in named.items() if names}
+
     def grouped(self, values: argparse.Namespace) -> list[str]:
         """The resolved values as text lines, in the groups of --help."""
         lines = []
-        for group in self._action_groups:
-            pairs = [
-                f"{action.dest}={_plain(getattr(values, action.dest))}"
-                for action in group._group_actions
-                if hasattr(values, action.dest)
-            ]
+        for title, names in self.groups().items():
+            pairs = [f"{name}={as_text(getattr(values, name))}" for name in names if hasattr(values, name)]
             if pairs:
-                lines.append(f"{group.title}: " + "  ".join(pairs))
+                lines.append(f"{title}: " + "  ".join(pairs))
         return lines
 
 
@@ -116,7 +120,8 @@ def _underscored(argument: str) -> str:
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 
-def _plain(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as the command line takes it."""
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 

@@ -31,6 +31,7 @@ except ImportError:  # no such locks on Windows
     fcntl = None
 
 LOCK_FILE = ".lock"
+REPORT_FILE = "report.html"  # of scripts/report.py; goes with the run that it is about
 
 GENERATED = (
     *("config.json", "log.txt", "metrics.csv", "summary.json", "generator_loss.npy", "synthetic.png", "synthetic.pth"),
@@ -90,8 +91,8 @@ class RunFolder:
         return UserError(f"cannot write {self.path}: {error.strerror or error}", remedy)
 
     def clear(self) -> None:
-        """Removes what a run wrote, and nothing else."""
-        for name in WRITTEN:
+        """Removes what a run wrote, and what a report wrote of it; nothing else."""
+        for name in (*WRITTEN, REPORT_FILE):
             (self.path / name).unlink(missing_ok=True)
         for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()

@@ -49,7 +49,7 @@ class RunNetworks:
         self.compute = compute or device.choose()
         self.spec: DatasetSpec = names.dataset_spec(Namespace(**self.config))
         self.augmentation = Augmentation(self.spec, self.compute.device, self.config["crop_padding"])
-        self.nz: int = self.config["nz"]
+        self.nz: int | None = self.config.get("nz")  # a run of train_scratch.py has no generator
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -57,8 +57,9 @@ class RunNetworks:
 
     @cached_property
     def student(self) -> nn.Module:
-        """As it was after the last round."""
-        return self._classifier(self.config["student"], self.path / "student_last.pth", "student checkpoint")
+        """As it was after the last round; the trained model, of a run of train_scratch.py."""
+        name = self.config["student"] if "student" in self.config else self.config["model"]
+        return self._classifier(name, self.path / "student_last.pth", "student checkpoint")
 
     @cached_property
     def generator(self) -> ReusableGenerator:

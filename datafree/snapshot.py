@@ -6,6 +6,7 @@
 A kill between the two leaves a longer pool.bin than last.pth knows of; the next save writes over the rest.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -128,3 +129,46 @@ class Snapshot:
             checksum = zlib.crc32(data, checksum)
             rows.copy_(torch.frombuffer(data, dtype=rows.dtype).view(rows.shape))
         return checksum
+
+
+class SavedPool:
+    """The images of a run's pool.bin by round, without the run: each save appended one round's.
+
+    Args:
+        folder: the run folder.
+        img_size: H = W in pixels.
+        twins: whether the run's pool had twins and labels beside the images.
+
+    Raises:
+        UserError: where last.pth, which says how pool.bin is divided, cannot be read.
+    """
+
+    def __init__(self, folder: Path, img_size: int, twins: bool = False):
+        self.path, self._size = Path(folder) / POOL_FILE, img_size
+        self._bytes_per_image = ImagePool(1, img_size, twins=twins).bytes_per_image
+        content = checkpoint.load(Path(folder) / STATE_FILE, "run state")
+        try:
+            self._chunks, self._checksums = list(content["pool_chunks"]), list(content["pool_checksums"])
+        except (KeyError, TypeError) as error:
+            what = f"{Path(folder) / STATE_FILE} does not say how {POOL_FILE} is divided ({error!r})"
+            raise UserError(what, "it is of another version, or of no run with a pool") from None
+
+    def __len__(self) -> int:
+        """Rounds."""
+        return len(self._chunks)
+
+    def images(self, number: int) -> torch.Tensor:
+        """The images that round ``number``, from 1, added: uint8 (B, 3, H, W). Raises UserError where damaged."""
+        count = self._chunks[number - 1]
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(sum(self._chunks[: number - 1]) * self._bytes_per_image)
+                data = bytearray(file.read(count * self._bytes_per_image))
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}", "check the run folder") from None
+        if zlib.crc32(data) != self._checksums[number - 1]:
+            raise UserError(
+                f"{self.path} is damaged in round {number}", "its checksum does not hold: make the run anew"
+            )
+        shape = (count, 3, self._size, self._size)
+        return torch.frombuffer(data, dtype=torch.uint8)[: math.prod(shape)].view(shape)  # twins, labels come after

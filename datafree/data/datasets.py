@@ -59,6 +59,7 @@ class DatasetSpec:
         flip: does a mirrored image keep its class?
         load: ``(data_root, train, download) -> images``. ``download`` allows, but does not force, use of the network.
             Raises MissingData where the split is not on disk and cannot be had, DamagedData where it is incomplete.
+        class_names: what the classes are called, in the order of their indices; empty where indices are all there is.
     """
 
     name: str
@@ -68,6 +69,7 @@ class DatasetSpec:
     std: tuple[float, float, float]
     flip: bool
     load: Callable[[Path, bool, bool], Images]
+    class_names: tuple[str, ...] = ()
 
 
 def test_images(spec: DatasetSpec, data_root: Path, download: bool) -> tuple[Images | None, list[str]]:

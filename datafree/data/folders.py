@@ -93,7 +93,9 @@ def imagefolder_spec(
             raise MissingData(f"no images in {split}", f"put {split.name}/<class>/ there")
         return FolderImages(_scan(split, classes), img_size)
 
-    return DatasetSpec(f"imagefolder:{path}", len(classes), img_size, tuple(mean), tuple(std), flip=True, load=load)
+    names = tuple(classes) if splits else ()
+    described = (f"imagefolder:{path}", len(classes), img_size, tuple(mean), tuple(std))
+    return DatasetSpec(*described, flip=True, load=load, class_names=names)
 
 
 def _require_split(folder: Path, train: bool) -> Path:
