@@ -78,6 +78,8 @@ def complete(args: Namespace) -> None:
             f"{args.warmup} rounds of warm-up leave none of {rounds_of(args)} to distil in",
             "lower --warmup or raise --epochs",
         )
+    if args.compile and args.no_compile:
+        raise UserError("--compile and --no_compile contradict each other", "leave one out")
     if args.lr_min > args.lr:
         raise UserError(f"--lr_min {args.lr_min} is above --lr {args.lr}", "the cosine falls: lower --lr_min")
 

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +40,11 @@ class Compute:
     def place(self, module: Module) -> Module:
         """Moves a network to the device, its convolution weights in channels-last order (faster on CPU and GPU)."""
         return module.to(self.device, memory_format=torch.channels_last)
+
+    def compiles(self, asked: bool, refused: bool) -> bool:
+        """Whether networks are compiled: where asked, and on a GPU, where starting kernels one by one is what takes
+        the time of small networks, unless refused or nothing is there to compile with."""
+        return asked or (self.device.type == "cuda" and not refused and find_spec("triton") is not None)
 
     def __str__(self) -> str:
         return f"{self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, channels_last ({self.reason})"

@@ -2,8 +2,10 @@
 
 import math
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from . import checkpoint, probe, reuse
@@ -36,6 +38,7 @@ class Task:
     distillation: Distillation
     pool: ImagePool
     rounds: int
+    compiled: bool = False
     accuracy_teacher: float | None = None
 
 
@@ -74,21 +77,27 @@ def build(args: Namespace, spec: DatasetSpec, compute: Compute, models: Registry
     look_ahead(args, spec, compute, augmentation, teacher, student, attack)
     steps = args.epochs * args.ep_steps - args.warmup * args.kd_steps
     shared = (augmentation, compute, streams)
-    return Task(
-        spec,
-        compute,
-        streams,
-        teacher,
-        student,
-        attack,
-        ReusableGeneratorSynthesis(
-            *(generator, teacher, student, SynthesisSettings.of(args, spec.num_classes), part_rates, *shared),
-            attack_step=attack.train_step if attack else None,
-        ),
-        Distillation(answering, student, DistillationSettings.of(args, steps), *shared, attack),
-        ImagePool(capacity, spec.img_size, compute.device, twins, place),
-        rounds,
+    synthesis = ReusableGeneratorSynthesis(
+        *(generator, teacher, student, SynthesisSettings.of(args, spec.num_classes), part_rates, *shared),
+        attack_step=attack.train_step if attack else None,
     )
+    distillation = Distillation(answering, student, DistillationSettings.of(args, steps), *shared, attack)
+    pool = ImagePool(capacity, spec.img_size, compute.device, twins, place)
+    compiled = compute.compiles(args.compile, args.no_compile)
+    if compiled:
+        networks = [answering, teacher, student, synthesis.adapted]
+        compile_networks([*networks, attack.network] if attack else networks)
+    return Task(spec, compute, streams, teacher, student, attack, synthesis, distillation, pool, rounds, compiled)
+
+
+def compile_networks(networks: Sequence[nn.Module]) -> None:
+    """In place; each is compiled when first called, and runs as it is where PyTorch cannot compile it (it says so)."""
+    config = torch._dynamo.config
+    config.suppress_errors = True
+    config.skip_nnmodule_hook_guards = False  # else a student of the teacher's class would run the teacher's hooks
+    config.cache_size_limit = max(64, config.cache_size_limit)  # counts over all networks, modes and batch sizes
+    for network in networks:
+        network.compile(dynamic=False)
 
 
 def look_ahead(
@@ -123,4 +132,5 @@ def sizes(task: Task) -> str:
     if task.attack:
         named["P"] = task.attack.network
     counts = [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in named.items()]
-    return f"parameters: {', '.join(counts)}; rounds: {task.rounds}; pool {task.pool.placement}"
+    how = "; networks compiled" if task.compiled else ""
+    return f"parameters: {', '.join(counts)}; rounds: {task.rounds}; pool {task.pool.placement}{how}"

@@ -39,7 +39,7 @@ FLAGS = {  # of main.py, with what they are here unless given; chosen by us to f
     "device": "auto",
     "precision": "auto",
 }
-SWITCHES = ("hl",)
+SWITCHES = ("hl", "compile", "no_compile")
 
 
 def main(argv: list[str]) -> None:
