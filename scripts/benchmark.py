@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import registry
 from datafree import benchmark, device, task
 from datafree.arguments import Parser, number
-from datafree.benchmark import HotPath, timed
+from datafree.benchmark import MATRICES, HotPath, timed
 from datafree.data.datasets import DatasetSpec
 from datafree.device import Compute
 from datafree.entry import run_program
@@ -99,7 +99,7 @@ def measured(args: Namespace, spec: DatasetSpec, compute: Compute, repeats: int,
         times = timed(floors | hot.measures | others, repeats, compute.device)
         memory = device.peak_memory_mb(compute.device)
         flops = {name: benchmark.flops(hot.measures[name]) for name in ("kd", "synth")}
-    rate = benchmark.matmul_rate(compute)
+    rate = benchmark.matmul_rate(compute, MATRICES)
     times["kd"], times["train"] = times["kd"].each(args.kd_steps), times["train"].each(benchmark.TRAIN_STEPS)
     flops["kd"] /= args.kd_steps
     return {

@@ -1,0 +1,90 @@
+"""The benchmark: its arithmetic by hand, its floors the same networks, and a short run of all of it (nothing timed)."""
+
+import json
+
+import pytest
+import torch
+from conftest import CPU, FP32, NGF, NZ, ROOT, SIZE, same_state, small_classifier, small_generator, state_of
+from test_scripts import script
+
+from datafree import benchmark
+from datafree.benchmark import PlainGenerator, Times, floor_kd, floor_synth, floor_train, flops, matmul_rate, timed
+
+
+def test_times_give_median_spread_and_the_median_of_ratios_within_a_repeat():
+    slow, fast = Times([2.0, 4.0, 9.0]), Times([1.0, 4.0, 3.0])
+    assert slow.median == 4 and slow.spread == (9 - 2) / 2 / 4
+    assert slow.over(fast) == 2  # of 2, 1, 3
+    assert slow.each(2).seconds == [1, 2, 4.5]
+
+
+def test_measures_take_turns_and_the_warm_up_does_not_count():
+    calls = []
+    times = timed({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, device=CPU, warm_up=1)
+    assert calls == ["a", "b"] * 3 and [len(each.seconds) for each in times.values()] == [2, 2]
+
+
+def test_the_plain_generator_is_the_real_one_with_its_up_samplings_written_out():
+    real, plain = small_generator(), PlainGenerator(NZ, NGF, SIZE)
+    plain.load_state_dict(real.state_dict())
+    z = torch.randn(3, NZ)
+    torch.testing.assert_close(plain.eval()(z), real.eval()(z))
+    assert flops(lambda: plain(z)) > flops(lambda: real(z))
+
+
+def test_floors_move_copies_and_leave_the_networks_alone():
+    teacher, student = small_classifier(1), small_classifier(2)
+    before = state_of(teacher), state_of(student)
+    x = torch.randn(4, 3, SIZE, SIZE)
+    generator = PlainGenerator(NZ, NGF, SIZE)
+    made = state_of(generator)
+    for floor in (
+        floor_kd(teacher, student, x),
+        floor_synth(teacher, student, generator, 4, 2),
+        floor_train(teacher, x),
+    ):
+        floor()
+        assert same_state(state_of(teacher), before[0]) and same_state(state_of(student), before[1])
+    assert not same_state(state_of(generator), made)
+
+
+def test_operations_are_two_a_multiplication():
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert flops(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_the_largest_product_counts(monkeypatch):
+    ticks = iter([0.0, 1.0, 1.0, 1.5, 2.0, 2.25, 3.0, 3.5])  # warm-up, then the size's seconds, twice
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))
+    assert matmul_rate(FP32, sizes=(2, 4), repeats=1) == 2 * 4**3 / 0.5
+
+
+def test_the_benchmark_runs_to_its_end_and_writes_every_number(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    program, file = script("benchmark"), tmp_path / "new" / "numbers.json"
+    monkeypatch.setattr(program, "BATCHES", (1, 2))
+    monkeypatch.setattr(program, "POOLS", (20, 40))
+    monkeypatch.setattr(benchmark.HotPath, "TEST_IMAGES", 16)
+    tiny = "--repeats 1 --batch_size 4 --g_steps 1 --kd_steps 1 --ngf 8 --p_width 4 --precision fp32 --hl --growth"
+    program.main([*tiny.split(), "--json", str(file)])
+    found, printed = json.loads(file.read_text()), capsys.readouterr().out
+    names = {
+        "floor_kd",
+        "floor_synth",
+        "floor_train",
+        "kd",
+        "synth",
+        "attack",
+        "eval",
+        "save",
+        "round",
+        "train",
+        "unit",
+    }
+    assert found["seconds"].keys() == names and all(each["median"] > 0 for each in found["seconds"].values())
+    of_one = found["seconds"]["kd"]["median"] / found["seconds"]["floor_kd"]["median"]
+    assert found["ratios"]["kd/floor_kd"] == pytest.approx(of_one)
+    assert found["pool_bytes_per_image"] == 2 * 3072 + 8 and found["settings"]["batch_size"] == 4
+    assert [row["batch_size"] for row in found["growth"]["batches"]] == [4, 8]
+    assert list(found["growth"]["pools"]) == ["20", "40"] and found["growth"]["pools"]["20"]["ratio"] == 1
+    assert "kd/floor_kd" in printed and "| pool images |" in printed
