@@ -71,13 +71,14 @@ def bit_flip_experiment(
         def evaluate(model: QuantisedModel, others: TensorImages = others) -> float:
             return _accuracy_on(run, others, model.model)
 
+        whole = evaluate(quantised)
         for source, images in attacker_images(run, attacker_batch, seed, real):
             x, attacked = run.augmentation.normalise(images.x), quantised.copy()
             labels = _answers(quantised, x) if images.labels is None else images.labels
             history = bit_flip_attack(attacked, x, labels, evaluate, flips, k_top)
-            yield _rows(source, seed, evaluate(quantised), history)
+            yield _rows(source, seed, whole, history)
         history = random_flips(quantised.copy(), Streams(seed)[RANDOM], evaluate, flips)
-        yield _rows(RANDOM, seed, evaluate(quantised), history)
+        yield _rows(RANDOM, seed, whole, history)
 
 
 def _rows(source: str, seed: int, accuracy: float, history: list[Flip]) -> list[Row]:

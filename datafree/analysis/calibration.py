@@ -140,7 +140,10 @@ def argument_for_the_hard_loss(real: Disagreement, clean: Disagreement, attacked
     alike = f"; the real rate would take pa = {real.rate / attacked.rate:.4f}" if attacked.count and real.count else ""
     steps = [
         (real.count > 0, f"Real labels contradict the teacher now and then: {real}."),
-        (clean.count == 0, f"Labels that the teacher gives to synthetic images never do: {clean}."),
+        (
+            clean.count == 0,
+            f"Labels that the teacher gives to synthetic images never do, asked twice: {clean}.",
+        ),
         (
             attacked.count > 0,
             f"The attack brings contradiction back: under P {attacked}; with pa = {pa:g} the student is shown "
@@ -165,7 +168,7 @@ def confidence_table(kinds: Mapping[str, Judged]) -> str:
         c = judged.confidence
         error = expected_calibration_error(c, judged.agrees)
         share = 100 * judged.agrees.double().mean()
-        lines.append(f"| {name} | {len(judged)} | {share:.1f} | {c.mean():.3f} | {c.median():.3f} | {error:.3f} |")
+        lines.append(f"| {name} | {len(judged)} | {share:.1f} | {c.mean():.3f} | {c.quantile(0.5):.3f} | {error:.3f} |")
     return "\n".join(lines)
 
 

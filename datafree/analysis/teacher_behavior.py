@@ -25,8 +25,7 @@ class Observed:
         synthetic: of the run's generator.
         labelled_again: the same images, asked about a second time.
         attacked: the same images under the run's P.
-        carlini_wagner: real images that the teacher knows, changed until it does not; only those where this succeeded.
-        carlini_wagner_tried: how many that was tried on.
+        carlini_wagner: real images that the teacher knows, changed until it does not; some may have withstood.
     """
 
     real: Judged
@@ -34,16 +33,15 @@ class Observed:
     labelled_again: Judged
     attacked: Judged
     carlini_wagner: Judged
-    carlini_wagner_tried: int
 
     def kinds(self) -> dict[str, Judged]:
-        """By name, the real ones parted into right and wrong."""
+        """By name: the real ones parted into right and wrong, of Carlini and Wagner's those that changed the class."""
         return {
             "real, right": self.real.where(self.real.agrees),
             "real, wrong": self.real.where(~self.real.agrees),
             "synthetic": self.synthetic,
             "synthetic under P": self.attacked,
-            "real under Carlini-Wagner": self.carlini_wagner,
+            "real, Carlini-Wagner": self.carlini_wagner.where(~self.carlini_wagner.agrees),
         }
 
 
@@ -67,7 +65,7 @@ def observe(run: RunNetworks, synthetic_count: int, carlini_wagner_count: int, s
     known = real.where(real.agrees.nonzero().flatten()[:carlini_wagner_count])
     changed = carlini_wagner(run.teacher, run.augmentation, known.x, run.spec.num_classes)
     moved = judge(run.teacher, run.augmentation, changed, known.labels, BATCH)
-    return Observed(real, synthetic, again, attacked, moved.where(~moved.agrees), len(known))
+    return Observed(real, synthetic, again, attacked, moved)
 
 
 def observe_real(run: RunNetworks, images: TensorImages) -> Judged:
