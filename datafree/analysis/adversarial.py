@@ -30,7 +30,7 @@ def carlini_wagner(
     x: Tensor,
     num_classes: int,
     steps: int = 10,
-    searches: int = 4,
+    searches: int = 3,
     batch_size: int = 64,
 ) -> Tensor:
     """Images of another predicted class, near in L2: pixels (B, 3, H, W) in [0, 1] to such pixels.

@@ -32,5 +32,5 @@ def draw_images(rows: Mapping[str, Tensor], path: Path, texts: Mapping[str, Sequ
             if texts is not None:
                 cell.set_title(texts[name][number], fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)  # a notebook holds it
     plt.close(figure)
