@@ -160,7 +160,7 @@ def draw_bit_flips(rows: Sequence[Row], chance: float, path: Path) -> None:
         low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(flips, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.axhline(chance, color="black", linewidth=0.8)
-    axes.annotate("guessing", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axes.annotate(" guessing", (0, chance), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=8)
     axes.set_ylim(0, 102)
     axes.xaxis.get_major_locator().set_params(integer=True)
     label_axes(axes, "8-bit teacher's accuracy (%), mean and std", over="flipped bits")
