@@ -18,8 +18,8 @@ from datafree.arguments import Parser, number
 from datafree.entry import run_program
 from datafree.errors import UserError
 from datafree.launching import Job, run_queue
-from datafree.plots import draw_spread
-from datafree.run_reader import FinishedRun, mean_and_std, read_run
+from datafree.reporting.plots import draw_spread
+from datafree.reporting.run_reader import FinishedRun, mean_and_std, read_run
 from datafree.stopping import Stopped
 
 Groups = dict[str, list[FinishedRun]]

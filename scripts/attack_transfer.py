@@ -22,7 +22,7 @@ from datafree.evaluation import percentage_equal, predict
 from datafree.models.generator import ReusableGenerator
 from datafree.models.perturbation import PerturbationNetwork
 from datafree.randomness import Streams, initialising
-from datafree.run_networks import RunNetworks
+from datafree.reporting.run_networks import RunNetworks
 
 BATCH = 64
 

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datafree.arguments import Parser
 from datafree.entry import run_program
-from datafree.plots import draw_comparison
-from datafree.run_reader import FinishedRun, read_run
+from datafree.reporting.plots import draw_comparison
+from datafree.reporting.run_reader import FinishedRun, read_run
 
 TARGET = 95.0
 

@@ -25,3 +25,17 @@ prepare() {
     fi
     export PATH="$PWD/.venv/bin:$PATH"
 }
+
+# A headless browser for the tests of the report, on a CI machine that has none and lets us install one; elsewhere those
+# tests are skipped where no browser is found.
+browser() {
+    local name
+    for name in chromium chromium-browser google-chrome; do
+        if command -v "$name" >/dev/null; then return 0; fi
+    done
+    if [ -n "${CI:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing chromium"
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 ||
+            echo "no browser could be installed: its tests are skipped"
+    fi
+}

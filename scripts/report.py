@@ -15,8 +15,8 @@ import registry
 from datafree import checkpoint
 from datafree.arguments import Parser
 from datafree.entry import run_program
-from datafree.findings import examine, write_board
-from datafree.report import page
+from datafree.reporting.findings import examine, write_board
+from datafree.reporting.report import page
 from datafree.run_folder import REPORT_FILE
 
 

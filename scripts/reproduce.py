@@ -25,12 +25,12 @@ from datafree.errors import UserError
 from datafree.flags import distillation_parser
 from datafree.launching import Job, run_queue
 from datafree.modes import method_name
-from datafree.results import collect
+from datafree.reporting.results import collect
+from datafree.reporting.run_reader import read_run
+from datafree.reporting.tables import write_tables
 from datafree.reuse import DECODER_FILE, GENERATOR_FILE
 from datafree.run_folder import folder_name
-from datafree.run_reader import read_run
 from datafree.stopping import Stopped
-from datafree.tables import write_tables
 from registry import DATASETS, MODELS, pretrained_path
 
 Pair = tuple[str, str]

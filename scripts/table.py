@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.arguments import Parser
 from datafree.entry import run_program
 from datafree.errors import UserError
-from datafree.results import collect
-from datafree.run_reader import FinishedRun, read_run
-from datafree.tables import write_tables
+from datafree.reporting.results import collect
+from datafree.reporting.run_reader import FinishedRun, read_run
+from datafree.reporting.tables import write_tables
 
 FORMS = ("markdown", "latex", "csv")
 

@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 prepare requirements-dev.txt
+browser
 
 ruff check .
 ruff format --check .

@@ -16,6 +16,10 @@ ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|opt|work|mnt|Users|pri
 
 # By notebook, parameters that take seconds, {run} and {out} to be filled in, and the files that it must leave.
 TINY = {
+    "convergency": (
+        "RUNS, OUT = {{'digits': {run!r}}}, {out!r}\nACCURACIES, LOSSES = [5, 95], [10**6]",
+        ("convergence.csv", "convergence.png"),
+    ),
     "bfa": (
         "RUN, OUT = {run!r}, {out!r}\nATTACKERS, FLIPS, K_TOP, ATTACKER_IMAGES = 1, 1, 2, 8",
         ("bfa.csv", "bfa.png", "bfa_images.png"),

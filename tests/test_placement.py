@@ -12,7 +12,7 @@ from datafree.data import placement
 from datafree.data.placement import Placement, choose_placement
 from datafree.data.pool import ImagePool
 from datafree.randomness import Streams
-from datafree.run_reader import read_run
+from datafree.reporting.run_reader import read_run
 
 GPU = torch.device("cuda")
 

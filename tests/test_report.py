@@ -19,11 +19,11 @@ from test_scripts import script
 
 import registry
 import train_scratch
-from datafree import findings
 from datafree.analysis import samples
 from datafree.data.augment import to_levels
-from datafree.findings import Findings, examine, write_board
-from datafree.report import duration, page
+from datafree.reporting import findings
+from datafree.reporting.findings import Findings, examine, write_board
+from datafree.reporting.report import duration, page
 from datafree.run_folder import RunFolder
 from datafree.snapshot import SavedPool
 

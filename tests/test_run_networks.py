@@ -7,7 +7,7 @@ from programs import NAME, SMALL, finished
 
 import registry
 from datafree import checkpoint, device
-from datafree.run_networks import RunNetworks
+from datafree.reporting.run_networks import RunNetworks
 
 FP32 = device.choose("cpu", "fp32")
 

@@ -8,7 +8,7 @@ from conftest import ROOT, user_error
 from programs import script
 
 import main
-from datafree.run_reader import mean_and_std, read_run
+from datafree.reporting.run_reader import mean_and_std, read_run
 from datafree.stopping import Stopped
 
 TINY = [

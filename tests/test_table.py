@@ -7,10 +7,10 @@ import pytest
 from conftest import user_error
 from programs import script
 
-from datafree.published import PUBLISHED
-from datafree.results import Task, collect
-from datafree.run_reader import read_run
-from datafree.tables import Table, accuracies, tables
+from datafree.reporting.published import PUBLISHED
+from datafree.reporting.results import Task, collect
+from datafree.reporting.run_reader import read_run
+from datafree.reporting.tables import Table, accuracies, tables
 
 PAIR = {"dataset": "digits", "teacher": "wrn16_1", "student": "resnet8"}
 

@@ -16,8 +16,8 @@ from ..data.datasets import TensorImages
 from ..errors import UserError
 from ..models.generator import ReusableGenerator
 from ..randomness import Streams
+from ..reporting.run_networks import RunNetworks
 from ..reuse import ABANDONED_FILE, DECODER_FILE, GENERATOR_FILE, build_generator
-from ..run_networks import RunNetworks
 
 REAL, NOISE = "real samples", "random noise"
 REUSED, ABANDONED, FULL = "reused network, fresh g1", "abandoned network, fresh g1", "full generator"

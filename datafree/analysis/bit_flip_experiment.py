@@ -17,9 +17,9 @@ import torch
 
 from ..data.datasets import TensorImages
 from ..evaluation import percentage_equal, predict
-from ..plots import STYLES, label_axes, plt
 from ..randomness import Streams
-from ..run_networks import RunNetworks
+from ..reporting.plots import STYLES, label_axes, plt
+from ..reporting.run_networks import RunNetworks
 from .attacker_data import attacker_images, split_off
 from .bit_flip import Flip, bit_flip_attack, random_flips
 from .quantisation import QuantisedModel

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..attack import confidence
 from ..data.augment import Augmentation
-from ..plots import STYLES, label_axes, plt
+from ..reporting.plots import STYLES, label_axes, plt
 
 BINS = 15  # as in Guo et al.
 MARKERS = "os^Dvx"

@@ -5,6 +5,7 @@ round whose generator loss is at most it; seconds are those of synthesis and dis
 """
 
 import csv
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..errors import UserError
-from ..plots import STYLES, draw_mean_and_range, label_axes
-from ..results import Cell, Task, collect, spread
-from ..run_reader import mean_and_std, read_run
-from ..tables import Table
+from ..reporting.plots import STYLES, draw_mean_and_range, label_axes
+from ..reporting.results import Cell, Task, collect, spread
+from ..reporting.run_reader import mean_and_std, read_run
+from ..reporting.tables import Table
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read_cells(patterns: Mapping[str, str | Sequence[str]], root: Path = Path())
 
     Args:
         patterns: label to one or more patterns of run folders, as in ``run/anew-digits-*-seed?``.
-        root: what the patterns are relative to.
+        root: what patterns are relative to, unless absolute.
 
     Raises:
         UserError: where no label has a finished run, or one mixes methods, tasks or settings.
@@ -85,7 +86,8 @@ def read_cells(patterns: Mapping[str, str | Sequence[str]], root: Path = Path())
     cells, notes = {}, []
     for label, wanted in patterns.items():
         wanted = [wanted] if isinstance(wanted, str) else wanted
-        folders = sorted({folder for pattern in wanted for folder in root.glob(pattern) if folder.is_dir()})
+        found = {root / name for pattern in wanted for name in glob.glob(pattern, root_dir=root)}
+        folders = sorted(folder for folder in found if folder.is_dir())
         found, said = collect(map(read_run, folders))
         if len(found) > 1:
             mixed = "; ".join(f"{cell.label} on {cell.task}" for cell in found)
@@ -173,5 +175,5 @@ def draw(cells: Mapping[str, Cell], path: Path, wanted: Sequence[Goal] = ()) -> 
         loss.legend(loc="upper right", fontsize=9)
     figure.suptitle("Mean over seeds, with their range behind it; grey lines: the goals", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..plots import plt
+from ..reporting.plots import plt
 
 
 def draw_images(rows: Mapping[str, Tensor], path: Path, texts: Mapping[str, Sequence[str]] | None = None) -> None:

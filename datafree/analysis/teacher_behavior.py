@@ -9,7 +9,7 @@ from ..attack import perturb, pixel_limits
 from ..data.augment import to_pixels
 from ..data.datasets import TensorImages
 from ..randomness import Streams
-from ..run_networks import RunNetworks
+from ..reporting.run_networks import RunNetworks
 from .adversarial import carlini_wagner
 from .calibration import Judged, judge
 

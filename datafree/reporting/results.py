@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .modes import MODES, method_name
-from .resume import FREE
+from ..modes import MODES, method_name
+from ..resume import FREE
 from .run_reader import FinishedRun
 
 SCRATCH = "scratch"

@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from .analysis.confusion import class_accuracy
-from .analysis.samples import Samples
+from ..analysis.confusion import class_accuracy
+from ..analysis.samples import Samples
 from .plots import STYLES, label_axes
 
 MARKERS = ("o", "s", "^", "D", "v")

@@ -6,13 +6,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from . import device
-from .analysis.confusion import accuracy, confusion_matrix
-from .analysis.samples import SOURCES, Samples
-from .data.class_names import NAMES
-from .data.datasets import test_images
-from .errors import UserError
-from .evaluation import predict
+from .. import device
+from ..analysis.confusion import accuracy, confusion_matrix
+from ..analysis.samples import SOURCES, Samples
+from ..data.class_names import NAMES
+from ..data.datasets import test_images
+from ..errors import UserError
+from ..evaluation import predict
 from .figures import (
     DISTILLATION_CURVES,
     TRAINING_CURVES,

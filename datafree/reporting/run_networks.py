@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from . import checkpoint, device, reuse
-from .attack import load_perturbation
-from .data.augment import Augmentation
-from .data.datasets import DatasetSpec, TensorImages, test_images
-from .errors import UserError
-from .models.generator import Decoder, ReusableGenerator
-from .models.perturbation import PerturbationNetwork
+from .. import checkpoint, device, reuse
+from ..attack import load_perturbation
+from ..data.augment import Augmentation
+from ..data.datasets import DatasetSpec, TensorImages, test_images
+from ..errors import UserError
+from ..models.generator import Decoder, ReusableGenerator
+from ..models.perturbation import PerturbationNetwork
 from .run_reader import read_run
 
 

@@ -12,16 +12,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, reuse
-from .analysis.confusion import accuracy, class_accuracy, mistakes, worst_classes
-from .arguments import as_text
-from .errors import UserError
+from .. import checkpoint, reuse
+from ..analysis.confusion import accuracy, class_accuracy, mistakes, worst_classes
+from ..arguments import as_text
+from ..errors import UserError
+from ..flags import distillation_parser, training_parser
+from ..task import rounds_of
 from .figures import DISTILLATION_CURVES, NUMBERED, TRAINING_CURVES
 from .findings import Findings
-from .flags import distillation_parser, training_parser
 from .page import cards, document, groups, notes, paragraph, picture, section, side_by_side, table
 from .run_reader import FinishedRun
-from .task import rounds_of
 
 
 def page(reports: Sequence[Findings]) -> str:
