@@ -91,7 +91,7 @@ def test_the_notebook_runs_and_writes_picture_and_numbers(make, tmp_path, monkey
     monkeypatch.chdir(tmp_path / "notebooks")
     monkeypatch.setattr(sys, "path", list(sys.path))
     display = ModuleType("IPython.display")  # only Jupyter brings the real one
-    display.Markdown, display.Image = print, lambda file, width: print(file)
+    display.Markdown, display.Image = print, lambda filename: print(filename)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     runs = {"new": "run/anew-s?", "reused": "run/reuse-s?"}
     names = {}
