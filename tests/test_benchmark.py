@@ -53,10 +53,27 @@ def test_operations_are_two_a_multiplication():
     assert flops(lambda: a @ b) == 2 * 3 * 5 * 7
 
 
-def test_the_largest_product_counts(monkeypatch):
-    ticks = iter([0.0, 1.0, 1.0, 1.5, 2.0, 2.25, 3.0, 3.5])  # warm-up, then the size's seconds, twice
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))
-    assert matmul_rate(FP32, sizes=(2, 4), repeats=1) == 2 * 4**3 / 0.5
+def test_the_fastest_product_of_any_size_counts(monkeypatch):
+    took = {2: (1.0, 0.5), 4: (8.0, 0.25)}  # seconds as a product, as a convolution
+    sizes = iter(took)
+
+    def timed(ways, *_):
+        return {way: Times([seconds]) for way, seconds in zip(ways, took[next(sizes)], strict=True)}
+
+    monkeypatch.setattr(benchmark, "timed", timed)
+    assert matmul_rate(FP32, sizes=(2, 4)) == 2 * 4**3 / 0.25
+
+
+def test_both_ways_to_ask_for_a_product_give_one(monkeypatch):
+    asked = []
+    monkeypatch.setattr(benchmark, "timed", lambda ways, *_: asked.append(ways) or dict.fromkeys(ways, Times([1.0])))
+    torch.manual_seed(4)
+    a = torch.randn(8, 8)
+    torch.manual_seed(4)
+    matmul_rate(FP32, sizes=(8,))
+    product, conv = (way() for way in asked[0].values())
+    torch.testing.assert_close(product, a @ a)
+    torch.testing.assert_close(conv[0, :, 0], a @ a.T)
 
 
 def test_the_benchmark_runs_to_its_end_and_writes_every_number(tmp_path, monkeypatch, capsys):
