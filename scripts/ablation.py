@@ -18,7 +18,7 @@ from datafree.arguments import Parser, number
 from datafree.entry import run_program
 from datafree.errors import UserError
 from datafree.launching import Job, run_queue
-from datafree.reporting.plots import draw_spread
+from datafree.reporting.plots import draw_groups
 from datafree.reporting.run_reader import FinishedRun, mean_and_std, read_run
 from datafree.stopping import Stopped
 
@@ -89,7 +89,7 @@ def report(groups: Groups, args: object) -> None:
     print(text)
     (args.run_root / f"{args.name}.md").write_text(text + "\n", encoding="utf-8")
     if any(groups.values()):
-        draw_spread(groups, args.run_root / f"{args.name}.png")
+        draw_groups(groups, args.run_root / f"{args.name}.png")
         print(f"table and plot: {args.run_root / args.name}.md, .png")
 
 

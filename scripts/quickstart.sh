@@ -24,3 +24,4 @@ python main.py --mode anew --teacher wrn16_1 --tag quickstart --overwrite
 
 echo
 python scripts/compare.py $first run/reuse_common-$second run/anew-$second --picture run/quickstart.png
+python scripts/report.py $first run/reuse_common-$second run/anew-$second --output run/quickstart.html

@@ -105,3 +105,13 @@ def test_settings_need_a_colon_and_labels_of_their_own():
         script("ablation").split(["no colon"])
     with user_error("label"):
         script("ablation").split(["a: --lr 1", "a: --lr 2"])
+
+
+def test_few_groups_are_drawn_as_curves_and_many_as_points(tmp_path, run, monkeypatch):
+    from datafree.reporting import plots
+
+    drawn = []
+    monkeypatch.setattr(plots, "draw_spread", lambda groups, path: drawn.append("curves"))
+    plots.draw_groups({str(n): [read_run(run)] for n in range(len(plots.STYLES))}, tmp_path / "few.png")
+    plots.draw_groups({str(n): [read_run(run)] for n in range(len(plots.STYLES) + 1)}, tmp_path / "many.png")
+    assert drawn == ["curves"] and (tmp_path / "many.png").read_bytes().startswith(b"\x89PNG")

@@ -42,6 +42,26 @@ def draw_comparison(runs: Sequence[FinishedRun], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_groups(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None:
+    """Groups of runs as curves while these can be told apart, else as points."""
+    (draw_spread if len(groups) <= len(STYLES) else draw_points)(groups, path)
+
+
+def draw_points(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None:
+    """Accuracy after the last round, a row a group: a ring a run, a bar at their mean; runs without it are left out."""
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.38 * len(groups)), layout="constrained")
+    for row, runs in enumerate(groups.values()):
+        values = [run.summary["accuracy_last"] for run in runs if run.summary["accuracy_last"] is not None]
+        axes.plot(values, [row] * len(values), "o", color=STYLES[0][0], markerfacecolor="none", markersize=7)
+        if values:
+            axes.plot(sum(values) / len(values), row, "|", color=STYLES[1][0], markersize=18, markeredgewidth=3)
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.invert_yaxis()
+    label_axes(axes, "", "student's accuracy after the last round (%): a ring a seed, a bar at the mean")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def draw_spread(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None:
     """Accuracy and generator loss over rounds, a line a group: the mean over its runs, with their range behind it."""
     figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
