@@ -62,6 +62,11 @@ def test_what_would_answer_otherwise_is_left_as_it_is(kind, left):
     torch.testing.assert_close(copied(x), model(x))
 
 
+def test_a_network_that_cannot_take_such_images_comes_back_as_it_is():
+    model = registry.MODELS["vgg11"](3)
+    assert norms(folded(model, 1)) == norms(model)
+
+
 def test_frozen_means_no_gradient_no_training_and_bf16_weights_that_answer_to_the_last_bit_alike():
     model, x = small_classifier(3).eval(), torch.randn(4, 3, SIZE, SIZE)
     with BF16.autocast():
