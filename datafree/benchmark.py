@@ -271,6 +271,7 @@ class HotPath:
         self.folder = RunFolder(folder, METRICS + HARD_LOSS_METRICS * args.hl)
         self.folder.start()
         parts = {"synthesis": task.synthesis, "distillation": task.distillation, "streams": task.streams}
+        parts |= {"attack": task.attack} if task.attack else {}
         self.snapshot, self.progress = Snapshot(folder, parts, task.pool), Progress()
         self.measures: dict[str, Measure] = {
             "kd": lambda: task.distillation.run(self.pool, args.kd_steps).means(),

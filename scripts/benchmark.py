@@ -130,7 +130,6 @@ def growth(options: Namespace, spec: DatasetSpec, compute: Compute, folder: Path
     for factor in BATCHES:
         args = flags_of_main(options, factor * options.batch_size)
         batches.append(measured(args, spec, compute, max(1, options.repeats // 2), folder / f"batch{factor}"))
-    args.teacher_path = folder / "batch1.pth"
     args = flags_of_main(options, options.batch_size)
     args.teacher_path = folder / "batch1.pth"
     built = task.build(args, spec, compute, registry.MODELS)
