@@ -1,7 +1,7 @@
-"""Names to models, data sets and published hyper-parameters.
+"""Names to models, data sets, methods and published hyper-parameters.
 
 A model is one decorated function that takes the number of classes; its name is the function's.
-A data set is one ``DATASETS.add`` entry. Flags that depend on the task are in ``PRESETS``.
+A data set is one ``DATASETS.add`` entry, a method one ``METHODS.add``; flags that depend on the task: ``PRESETS``.
 """
 
 from argparse import Namespace
@@ -11,17 +11,22 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from datafree.data.datasets import DatasetSpec
 from datafree.data.digits import load_digits, load_digits100
 from datafree.data.folders import imagefolder_spec, load_imagenet, load_tiny_imagenet
+from datafree.data.specs import DatasetSpec
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
+from datafree.methods.aeahl_rg import AeahlRg
 from datafree.models.cifar_resnet import CifarResNet
+from datafree.models.classifier import Classifier
 from datafree.models.resnet import BasicBlock, Bottleneck, ResNet
 from datafree.models.shufflenetv2 import ShuffleNetV2
 from datafree.models.vgg import VGG
 from datafree.models.wide_resnet import WideResNet
 from datafree.registration import Registry
+
+METHODS = Registry("method")
+METHODS.add("aeahl_rg", AeahlRg)
 
 MODELS = Registry("model")
 
@@ -139,7 +144,8 @@ def mobilenetv2_imagenet(num_classes: int) -> nn.Module:
 DATASETS = Registry("data set")
 
 # Mean and standard deviation: those of svhn, cifar10, cifar100 and tiny_imagenet are what the published teachers of
-# CMI and Fast-Datafree were trained with, those of imagenet are torchvision's; 0.5 elsewhere was chosen by us.
+# CMI, Fast-Datafree and the paper's code were trained with, those of imagenet are torchvision's; 0.5 elsewhere was
+# chosen by us.
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -153,7 +159,7 @@ DATASETS.add("cifar10", DatasetSpec("cifar10", 10, 32, CIFAR10_MEAN, CIFAR10_STD
 DATASETS.add("cifar100", DatasetSpec("cifar100", 100, 32, CIFAR100_MEAN, CIFAR100_STD, flip=True, load=load_cifar100))
 DATASETS.add(
     "tiny_imagenet",
-    DatasetSpec("tiny_imagenet", 200, 64, IMAGENET_MEAN, IMAGENET_STD, flip=True, load=load_tiny_imagenet),
+    DatasetSpec("tiny_imagenet", 200, 64, HALF, HALF, flip=True, load=load_tiny_imagenet),
 )
 DATASETS.add("imagenet", DatasetSpec("imagenet", 1000, 224, IMAGENET_MEAN, IMAGENET_STD, flip=True, load=load_imagenet))
 
@@ -161,22 +167,22 @@ DATASETS.add("imagenet", DatasetSpec("imagenet", 1000, 224, IMAGENET_MEAN, IMAGE
 IMAGEFOLDER = "imagefolder:"
 
 
-def dataset_spec(args: Namespace) -> DatasetSpec:
+def dataset_spec(values: Namespace) -> DatasetSpec:
     """The data set that ``--dataset`` names; for ``imagefolder:PATH`` with the flags that describe it.
 
     Raises:
         UserError: for an unknown name, a folder that is none, or a flag that the named data set has no use for.
     """
-    described = {name: getattr(args, name) for name in ("img_size", "num_classes", "mean", "std")}
-    if args.dataset.startswith(IMAGEFOLDER):
-        path = Path(args.dataset.removeprefix(IMAGEFOLDER)).expanduser()
+    described = {name: getattr(values, name) for name in ("img_size", "num_classes", "mean", "std")}
+    if values.dataset.startswith(IMAGEFOLDER):
+        path = Path(values.dataset.removeprefix(IMAGEFOLDER)).expanduser()
         size, mean, std = (
             described["img_size"] or 224,
             described["mean"] or IMAGENET_MEAN,
             described["std"] or IMAGENET_STD,
         )
         return imagefolder_spec(path, size, mean, std, described["num_classes"])
-    spec = DATASETS[args.dataset]
+    spec = DATASETS[values.dataset]
     for name, value in described.items():
         if value is not None:
             raise UserError(f"--{name} is fixed for {spec.name}", "leave it out; it describes imagefolder:PATH")
@@ -189,56 +195,36 @@ def pretrained_path(dataset: str, model: str) -> Path:
     return Path("checkpoints/pretrained") / f"{name}_{model}.pth"
 
 
-# Flags of main.py by (data set, teacher); None stands for any. Later rows win. CIFAR's are the paper's and the
-# defaults of the flags themselves; the digits' were chosen by us for two CPU cores.
-PRESETS: list[tuple[str | None, str | None, dict[str, Any]]] = [
-    (
-        "digits",
-        None,
-        {
-            "epochs": 40,
-            "kd_steps": 60,
-            "warmup": 2,
-            "batch_size": 64,
-            "lr": 0.1,
-            "synthesis_batch_size": 64,
-            "g_steps": 5,
-            "ngf": 32,
-            "attack_bound": 25.0,
-            "p_width": 16,
-        },
-    ),
-    (
-        "digits100",
-        None,
-        {
-            "epochs": 60,
-            "kd_steps": 80,
-            "warmup": 4,
-            "batch_size": 64,
-            "lr": 0.1,
-            "synthesis_batch_size": 128,
-            "g_steps": 10,
-            "ngf": 32,
-            "attack_bound": 25.0,
-            "p_width": 16,
-        },
-    ),
-    ("tiny_imagenet", None, {"g_steps": 50}),
-    ("imagenet", None, {"g_steps": 50, "batch_size": 64, "synthesis_batch_size": 64}),
-    ("cifar10", "vgg11", {"adv": 1.0}),
-    ("cifar100", "vgg11", {"adv": 1.0}),
-    ("cifar10", "wrn40_2", {"adv": 1.1, "oh": 0.4}),
-    ("cifar100", "wrn40_2", {"adv": 1.1, "oh": 0.4}),
+def classifier(name: str, spec: DatasetSpec) -> Classifier:
+    """The named model for a data set, untrained, with the data set's input format. Raises UserError if unknown."""
+    return Classifier(MODELS[name](spec.num_classes), name, spec.num_classes, spec.img_size, spec.mean, spec.std)
+
+
+# Flags of main.py by (method, data set, teacher); None stands for any. Later rows win. CIFAR's are the paper's and the
+# defaults of the flags themselves; the digits' were chosen by us for two CPU cores. ImageNet's 50,000 test images are
+# read and decoded at every evaluation: not more often than twenty times a run.
+PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
+    (None, "digits", None, {"epochs": 40, "kd_steps": 60, "warmup": 2, "batch_size": 64, "lr": 0.1}),
+    (None, "digits", None, {"attack_bound": 25.0, "p_width": 16}),
+    ("aeahl_rg", "digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}),
+    (None, "digits100", None, {"epochs": 60, "kd_steps": 80, "warmup": 4, "batch_size": 64, "lr": 0.1}),
+    (None, "digits100", None, {"attack_bound": 25.0, "p_width": 16}),
+    ("aeahl_rg", "digits100", None, {"synthesis_batch_size": 128, "g_steps": 10, "ngf": 32}),
+    ("aeahl_rg", "tiny_imagenet", None, {"g_steps": 50}),
+    (None, "imagenet", None, {"batch_size": 64, "eval_every": 21}),
+    ("aeahl_rg", "imagenet", None, {"g_steps": 50, "synthesis_batch_size": 64}),
+    *(("aeahl_rg", data, "vgg11", {"adv": 1.0}) for data in ("cifar10", "cifar100")),
+    *(("aeahl_rg", data, "wrn40_2", {"adv": 1.1, "oh": 0.4}) for data in ("cifar10", "cifar100")),
 ]
 
 
-def distillation_preset(args: Namespace) -> dict[str, Any]:
-    """What PRESETS says for the data set and teacher in ``args``."""
+def distillation_preset(values: Namespace) -> dict[str, Any]:
+    """What PRESETS says for method, data set and teacher."""
     merged: dict[str, Any] = {}
-    for dataset, teacher, values in PRESETS:
-        if dataset in (None, args.dataset) and teacher in (None, args.teacher):
-            merged |= values
+    for method, dataset, teacher, preset in PRESETS:
+        wanted = zip((method, dataset, teacher), (values.method, values.dataset, values.teacher), strict=True)
+        if all(row in (None, named) for row, named in wanted):
+            merged |= preset
     return merged
 
 
@@ -249,6 +235,6 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def training_preset(args: Namespace) -> dict[str, Any]:
-    """What TRAINING_PRESETS says for the data set in ``args``."""
-    return TRAINING_PRESETS.get(args.dataset, {})
+def training_preset(values: Namespace) -> dict[str, Any]:
+    """What TRAINING_PRESETS says for the data set."""
+    return TRAINING_PRESETS.get(values.dataset, {})

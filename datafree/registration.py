@@ -1,6 +1,6 @@
 """Names to things: the one mechanism behind models, data sets and whatever else is looked up by name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .errors import UserError, nearest_names
@@ -43,3 +43,7 @@ class Registry:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """Names and entries, in the order they were entered."""
+        return self._entries.items()

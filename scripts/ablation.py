@@ -16,11 +16,12 @@ sys.path.insert(0, str(ROOT))
 
 from datafree.arguments import Parser, number
 from datafree.entry import run_program
-from datafree.errors import UserError
 from datafree.launching import Job, run_queue
+from datafree.stopping import Stopped
+
+from datafree.errors import UserError
 from datafree.reporting.plots import draw_groups
 from datafree.reporting.run_reader import FinishedRun, mean_and_std, read_run
-from datafree.stopping import Stopped
 
 Groups = dict[str, list[FinishedRun]]
 

@@ -11,17 +11,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-
-import registry
-from datafree import device
 from datafree.arguments import Parser, number
 from datafree.attack import Attack, AttackSettings
 from datafree.data.augment import Augmentation, to_pixels
 from datafree.entry import run_program
 from datafree.evaluation import percentage_equal, predict
+from datafree.randomness import Streams, initialising
+
+import registry
+from datafree import device
 from datafree.models.generator import ReusableGenerator
 from datafree.models.perturbation import PerturbationNetwork
-from datafree.randomness import Streams, initialising
 from datafree.reporting.run_networks import RunNetworks
 
 BATCH = 64

@@ -15,15 +15,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import registry
-from datafree import benchmark, device, task
 from datafree.arguments import Parser, number
-from datafree.benchmark import MATRICES, HotPath, timed
 from datafree.data.datasets import DatasetSpec
 from datafree.device import Compute
 from datafree.entry import run_program
 from datafree.flags import distillation_parser
 from datafree.run_folder import environment
+
+import registry
+from datafree import benchmark, device, task
+from datafree.benchmark import MATRICES, HotPath, timed
 from main import complete
 
 BATCHES, POOLS = (1, 2, 4), (1_000, 10_000, 100_000)

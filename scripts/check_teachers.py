@@ -5,12 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import registry
-from datafree import checkpoint, device
 from datafree.data.augment import Augmentation
 from datafree.entry import run_program
-from datafree.errors import UserError
 from datafree.evaluation import percentage_equal, predict
+
+import registry
+from datafree import checkpoint, device
+from datafree.errors import UserError
 
 AT_LEAST = 98.5
 

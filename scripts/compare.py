@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datafree.arguments import Parser
 from datafree.entry import run_program
+
 from datafree.reporting.plots import draw_comparison
 from datafree.reporting.run_reader import FinishedRun, read_run
 

@@ -35,10 +35,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import main as main_program
-import train_scratch
 from datafree.entry import run_program
 from datafree.run_folder import WRITTEN
+
+import main as main_program
+import train_scratch
 
 PROGRAMS: dict[str, ModuleType] = {"main.py": main_program, "train_scratch.py": train_scratch}
 SMALL = {

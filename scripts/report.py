@@ -11,13 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import registry
-from datafree import checkpoint
 from datafree.arguments import Parser
 from datafree.entry import run_program
+from datafree.run_folder import REPORT_FILE
+
+import registry
+from datafree import checkpoint
 from datafree.reporting.findings import examine, write_board
 from datafree.reporting.report import page
-from datafree.run_folder import REPORT_FILE
 
 
 def main(argv: list[str]) -> None:

@@ -21,16 +21,17 @@ sys.path.insert(0, str(ROOT))
 
 from datafree.arguments import Parser, number, tag
 from datafree.entry import run_program
-from datafree.errors import UserError
 from datafree.flags import distillation_parser
 from datafree.launching import Job, run_queue
+from datafree.reuse import DECODER_FILE, GENERATOR_FILE
+from datafree.run_folder import folder_name
+from datafree.stopping import Stopped
+
+from datafree.errors import UserError
 from datafree.modes import method_name
 from datafree.reporting.results import collect
 from datafree.reporting.run_reader import read_run
 from datafree.reporting.tables import write_tables
-from datafree.reuse import DECODER_FILE, GENERATOR_FILE
-from datafree.run_folder import folder_name
-from datafree.stopping import Stopped
 from registry import DATASETS, MODELS, pretrained_path
 
 Pair = tuple[str, str]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from datafree.data.augment import Augmentation
 from datafree.data.datasets import DatasetSpec
 from datafree.device import Compute
+from datafree.reuse import build_generator
+from torch import Tensor, nn
+
 from datafree.errors import UserError
 from datafree.models.generator import ReusableGenerator
-from datafree.reuse import build_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import user_error
-
-import registry
 from datafree.arguments import Parser, number, plain_values
 from datafree.flags import distillation_parser, training_parser
+
+import registry
 
 PARSERS = {"main.py": distillation_parser, "train_scratch.py": training_parser}
 

@@ -7,8 +7,6 @@ from dataclasses import fields
 
 import pytest
 import torch
-from torch import nn
-
 from datafree.attack import (
     Attack,
     AttackSettings,
@@ -26,8 +24,10 @@ from datafree.bn_statistics import BNStatistics
 from datafree.data.augment import Augmentation
 from datafree.data.datasets import DatasetSpec
 from datafree.device import Compute
-from datafree.models.perturbation import PerturbationNetwork
 from datafree.randomness import initialising
+from torch import nn
+
+from datafree.models.perturbation import PerturbationNetwork
 
 NORMALISATIONS = [
     ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),

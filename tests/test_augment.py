@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CPU, small_spec
-
 from datafree.data.augment import Augmentation, random_crop_flip, to_levels, to_pixels
 
 

@@ -19,6 +19,8 @@ from conftest import (
     state_of,
     user_error,
 )
+from datafree.data.datasets import TensorImages
+from datafree.reuse import ABANDONED_FILE, GENERATOR_FILE, save_parts
 
 from datafree.analysis.attacker_data import (
     ABANDONED,
@@ -42,8 +44,6 @@ from datafree.analysis.bit_flip_experiment import (
     write_rows,
 )
 from datafree.analysis.quantisation import QuantisedModel
-from datafree.data.datasets import TensorImages
-from datafree.reuse import ABANDONED_FILE, GENERATOR_FILE, save_parts
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 from conftest import SIZE, same_state, small_teacher, state_of
-from torch import nn
-
 from datafree.bn_statistics import BNStatistics, channel_moments
+from torch import nn
 
 SHAPES = [(4, 3, 5, 7), (6, 3, 9), (8, 3), (1, 3, 2, 2)]
 

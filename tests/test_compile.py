@@ -3,14 +3,14 @@
 import pytest
 import torch
 from conftest import FP32, small_augmentation, small_classifier, small_generator, small_teacher
-from programs import TINY, error_of, finished
-from test_synthesis import settings
-
 from datafree.device import Compute
-from datafree.modes import MODES
 from datafree.randomness import Streams
 from datafree.synthesis.reusable_generator import ReusableGeneratorSynthesis
 from datafree.task import compile_networks
+from programs import TINY, error_of, finished
+from test_synthesis import settings
+
+from datafree.modes import MODES
 
 GPU = Compute(torch.device("cuda"), True, "in tests")
 

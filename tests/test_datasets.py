@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from datafree.data.datasets import DamagedData, FolderImages, MissingData, TensorImages
 from PIL import Image
 from torchvision import datasets
 
-from datafree.data.datasets import DamagedData, FolderImages, MissingData, TensorImages
 from datafree.data.digits import load_digits, load_digits100, split, stretch
 from datafree.data.folders import imagefolder_spec, load_imagenet, load_tiny_imagenet
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn

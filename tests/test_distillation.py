@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 from conftest import FP32, SIZE, same_state, small_augmentation, small_classifier, small_teacher, state_of
-
-from datafree.data.pool import ImagePool
 from datafree.distillation import Distillation, DistillationSettings
 from datafree.flags import distillation_parser
 from datafree.randomness import Streams
+
+from datafree.data.pool import ImagePool
 
 B, LR, LR_MIN, MOMENTUM, WEIGHT_DECAY, TAU, TOTAL = 6, 0.1, 0.01, 0.9, 0.05, 4.0, 10
 

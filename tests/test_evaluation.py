@@ -3,7 +3,6 @@
 import pytest
 import torch
 from conftest import CLASSES, FP32, SIZE, same_state, small_augmentation, small_classifier, small_teacher, state_of
-
 from datafree.data.datasets import TensorImages
 from datafree.evaluation import Evaluation, Score, percentage_equal, predict
 

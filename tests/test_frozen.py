@@ -3,11 +3,11 @@
 import pytest
 import torch
 from conftest import CPU, SIZE, SmallClassifier, small_classifier, state_of
+from datafree.device import Compute
+from datafree.models.frozen import folded, frozen
 from torch import nn
 
 import registry
-from datafree.device import Compute
-from datafree.models.frozen import folded, frozen
 
 BF16, FP32 = Compute(CPU, True, "in tests"), Compute(CPU, False, "in tests")
 

@@ -13,14 +13,14 @@ import threading
 
 import pytest
 import torch
+from datafree.run_folder import RunFolder
+from datafree.snapshot import Snapshot
 from programs import NAME, TINY, TINY_SCRATCH, LimitedFiles, SmallDisk, error_of, finished, run, without_privileges
 
 import train_scratch
 from datafree import checkpoint
 from datafree.data.pool import ImagePool
 from datafree.errors import UserError
-from datafree.run_folder import RunFolder
-from datafree.snapshot import Snapshot
 from scripts.kill_test import differences
 
 COLUMNS = ["round", "loss"]

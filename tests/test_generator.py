@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SIZE, small_generator, user_error
+from datafree.reuse import build_generator
 
 from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv
-from datafree.reuse import build_generator
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (1, 1), (3, 5)])

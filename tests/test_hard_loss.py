@@ -5,13 +5,13 @@ import csv
 import pytest
 import torch
 from conftest import CLASSES, CPU, FP32, ROOT, SIZE, same_state, small_augmentation, small_classifier, small_teacher
+from datafree.attack import Attack, AttackSettings, load_perturbation, swap
+from datafree.distillation import Distillation, DistillationSettings
+from datafree.randomness import Streams
 
 import main
-from datafree.attack import Attack, AttackSettings, load_perturbation, swap
 from datafree.data.pool import ImagePool
-from datafree.distillation import Distillation, DistillationSettings
 from datafree.models.perturbation import PerturbationNetwork
-from datafree.randomness import Streams
 
 TINY = [
     *("--epochs", "3", "--warmup", "1", "--kd_steps", "3", "--batch_size", "8", "--synthesis_batch_size", "8"),

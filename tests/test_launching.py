@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from datafree.launching import Job, folder_named_in, run_queue
 from datafree.stopping import Stopped
 

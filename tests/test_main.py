@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, FP32, ROOT, same_state
+from datafree.data.augment import Augmentation
+from datafree.evaluation import Evaluation, Score, percentage_equal, predict
+from datafree.flags import distillation_parser
 
 import main
 import registry
 import train_scratch
 from datafree import checkpoint, entry, rounds
-from datafree.data.augment import Augmentation
-from datafree.evaluation import Evaluation, Score, percentage_equal, predict
-from datafree.flags import distillation_parser
 from registry import DATASETS, MODELS
 
 

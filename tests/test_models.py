@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from datafree.models.features import forward_with_features, last_linear
 from torch import nn
 
 from datafree.errors import UserError
 from datafree.models.cifar_resnet import CifarResNet
-from datafree.models.features import forward_with_features, last_linear
 from datafree.models.vgg import VGG
 from datafree.models.wide_resnet import WideResNet
 from datafree.registration import Registry

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from datafree.randomness import initialising
 from torch import nn
 
 from datafree.models.perturbation import PerturbationNetwork, ReflectConv3x3, ReflectConv7x7, filtered_conv
-from datafree.randomness import initialising
 
 
 @pytest.fixture(autouse=True)

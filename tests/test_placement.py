@@ -6,12 +6,12 @@ import os
 import pytest
 import torch
 from conftest import CPU, user_error
+from datafree.randomness import Streams
 from programs import NAME, TINY, finished
 
 from datafree.data import placement
 from datafree.data.placement import Placement, choose_placement
 from datafree.data.pool import ImagePool
-from datafree.randomness import Streams
 from datafree.reporting.run_reader import read_run
 
 GPU = torch.device("cuda")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from datafree.data.augment import to_levels
+
 from datafree.data.pool import ImagePool
 
 

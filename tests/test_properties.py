@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import same_state
+from datafree.arguments import plain_values
+from datafree.flags import distillation_parser, training_parser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datafree import checkpoint
-from datafree.arguments import plain_values
 from datafree.errors import UserError
-from datafree.flags import distillation_parser, training_parser
 
 PARSERS = {"main.py": distillation_parser(), "train_scratch.py": training_parser()}
 QUICK = settings(

@@ -3,9 +3,8 @@
 import hashlib
 
 import torch
-from torch import nn
-
 from datafree.randomness import Streams, initialising, seed_for
+from torch import nn
 
 
 def test_a_seed_is_the_first_63_bits_of_a_hash_of_run_and_purpose():

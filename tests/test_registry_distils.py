@@ -3,12 +3,12 @@
 import pytest
 import torch
 from conftest import CPU, FP32
-
 from datafree.data.augment import Augmentation
-from datafree.losses import distillation_loss
 from datafree.randomness import Streams
 from datafree.reuse import build_generator
 from datafree.synthesis.reusable_generator import ReusableGeneratorSynthesis, SynthesisSettings
+
+from datafree.losses import distillation_loss
 from registry import DATASETS, MODELS
 
 SETTINGS = SynthesisSettings(

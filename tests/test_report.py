@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, user_error
+from datafree.data.augment import to_levels
+from datafree.run_folder import RunFolder
+from datafree.snapshot import SavedPool
 from PIL import Image
 from programs import NAME, SMALL, SMALL_SCRATCH, finished, tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,12 +23,9 @@ from test_scripts import script
 import registry
 import train_scratch
 from datafree.analysis import samples
-from datafree.data.augment import to_levels
 from datafree.reporting import findings
 from datafree.reporting.findings import Findings, examine, write_board
 from datafree.reporting.report import duration, page
-from datafree.run_folder import RunFolder
-from datafree.snapshot import SavedPool
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HL = NAME.replace("anew", "anew-hl")

@@ -9,13 +9,13 @@ import signal
 
 import pytest
 import torch
+from datafree.run_folder import RunFolder
+from datafree.snapshot import Snapshot
 from programs import NAME, PROGRAMS, TINY, TINY_SCRATCH, Crash, error_of, finished, run, tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_scratch
 from datafree import checkpoint
-from datafree.run_folder import RunFolder
-from datafree.snapshot import Snapshot
 from scripts.kill_test import differences
 
 FORMS = {

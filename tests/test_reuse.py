@@ -18,11 +18,11 @@ from conftest import (
     state_of,
     user_error,
 )
+from datafree.randomness import Streams
 
 import main
 from datafree import checkpoint, reuse
 from datafree.modes import MODES
-from datafree.randomness import Streams
 
 ORIGIN = {"mode": "anew", "dataset": "small", "teacher": "t", "student": "s", "tag": None, "seed": 3}
 

@@ -11,19 +11,19 @@ import time
 import pytest
 import torch
 from conftest import ROOT
+from datafree.attack import Attack
+from datafree.bn_statistics import BNStatistics
+from datafree.distillation import Distillation
+from datafree.run_folder import RunFolder
+from datafree.snapshot import Snapshot
+from datafree.synthesis import reusable_generator
+from datafree.training import Training
 from programs import NAME, TINY, TINY_SCRATCH, error_of, finished, run, tree
 
 import main
 import train_scratch
 from datafree import distillation, run_folder
-from datafree.attack import Attack
-from datafree.bn_statistics import BNStatistics
-from datafree.distillation import Distillation
 from datafree.errors import UserError
-from datafree.run_folder import RunFolder
-from datafree.snapshot import Snapshot
-from datafree.synthesis import reusable_generator
-from datafree.training import Training
 from scripts.kill_test import differences
 
 COLUMNS = ["round", "loss", "accuracy"]

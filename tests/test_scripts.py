@@ -5,11 +5,11 @@ import signal
 
 import pytest
 from conftest import ROOT, user_error
+from datafree.stopping import Stopped
 from programs import script
 
 import main
 from datafree.reporting.run_reader import mean_and_std, read_run
-from datafree.stopping import Stopped
 
 TINY = [
     *("--epochs", "3", "--warmup", "1", "--kd_steps", "1", "--batch_size", "4", "--synthesis_batch_size", "4"),

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from conftest import FP32, ROOT
+from datafree.device import choose
+from datafree.flags import distillation_parser
 from programs import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import main
 import registry
 from datafree import rounds, task
-from datafree.device import choose
-from datafree.flags import distillation_parser
 
 READING_METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__contains__")
 READING_OPERATORS = {  # their result's value or shape must be known to the processor

@@ -19,13 +19,13 @@ from conftest import (
     state_of,
     user_error,
 )
-
-from datafree import checkpoint
 from datafree.data.augment import Augmentation
 from datafree.device import Compute
 from datafree.randomness import Streams
 from datafree.reuse import build_generator
 from datafree.synthesis.reusable_generator import ReusableGeneratorSynthesis, SynthesisSettings
+
+from datafree import checkpoint
 from registry import DATASETS, MODELS
 
 B, K, LR_G, LR_Z, BETAS = 6, 3, 1e-2, 5e-2, (0.5, 0.999)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CLASSES, FP32, NZ, SIZE, small_augmentation, small_generator, small_spec, small_teacher
+from datafree.data.datasets import TensorImages
 
 from datafree.analysis.teacher_behavior import captions, observe, under_P
-from datafree.data.datasets import TensorImages
 
 BOUND = 0.1
 

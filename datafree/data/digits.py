@@ -13,7 +13,7 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from .datasets import TensorImages
+from .specs import TensorImages
 
 SPLIT_SEED = 0
 PAIR_SEED = {True: 1, False: 2}  # train, test

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader, is_image_file
 
 from ..errors import UserError
-from .datasets import UNREADABLE, DamagedData, DatasetSpec, FolderImages, MissingData, TensorImages
+from .specs import UNREADABLE, DamagedData, DatasetSpec, FolderImages, MissingData, TensorImages
 
 Samples = list[tuple[str, int]]  # path, class index
 UNPACK = "unpack the data set again"

@@ -1,115 +1,117 @@
-"""The pool of synthetic images: uint8 tensors, filled round by round, drawn from at random, batches ahead of time."""
+"""The pool of synthetic images: uint8, with columns beside them, filled round by round and drawn from at random."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from math import prod
 
 import torch
 from torch import Tensor
 
-from .augment import to_levels
+from .augmentation import Augmentation, to_levels, to_pixels
+from .batch import Batch, Column
 from .placement import Placement
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A batch of the pool. ``twins`` and ``labels`` are there where the pool has them.
-
-    Attributes:
-        images: uint8 (B, 3, H, W).
-        twins: their attacked counterparts, likewise.
-        labels: hard labels of the images, int64 (B,).
-    """
-
-    images: Tensor
-    twins: Tensor | None = None
-    labels: Tensor | None = None
+def bytes_per_image(columns: Mapping[str, Column]) -> int:
+    """What an image takes with all that is kept beside it."""
+    return sum(prod(shape) * dtype.itemsize for shape, dtype in columns.values())
 
 
-def bytes_per_image(img_size: int, twins: bool = False) -> int:
-    """What the pool takes: 3*H*W bytes; with twins twice that and an int64 label."""
-    return (1 + twins) * 3 * img_size**2 + 8 * twins
+def image_column(img_size: int) -> Column:
+    """uint8 (3, H, W). Every column of that shape and type holds images, stored as levels and drawn as pixels."""
+    return (3, img_size, img_size), torch.uint8
 
 
 class ImagePool:
-    """Room for ``capacity`` images, each of :func:`bytes_per_image`.
+    """Room for ``capacity`` images.
 
     Args:
         capacity: the most images it can hold.
-        img_size: H = W in pixels.
-        device: where drawn batches go; the pool lies there too unless ``placement`` says otherwise.
-        twins: whether each image comes with an attacked counterpart and a hard label.
-        placement: where the pool lies.
+        columns: what is kept of each image; "images" among them, the first.
+        placement: where it lies and where drawn batches go.
+        augmentation: applied to what is drawn; an image and its twin get the same crop.
+        crops, draws: random streams: of the device that batches go to, and of where the pool lies.
     """
 
     def __init__(
         self,
         capacity: int,
-        img_size: int,
-        device: torch.device | str = "cpu",
-        twins: bool = False,
-        placement: Placement | None = None,
+        columns: Mapping[str, Column],
+        placement: Placement,
+        augmentation: Augmentation,
+        crops: torch.Generator,
+        draws: torch.Generator,
     ):
-        self.capacity, self.img_size, self.twins, self.size = capacity, img_size, twins, 0
-        self.placement = placement or Placement(torch.device(device))
-        self.bytes_per_image = bytes_per_image(img_size, twins)
+        self.capacity, self.columns, self.placement, self.size = capacity, dict(columns), placement, 0
+        self.chunks: list[int] = []  # rows of each addition
+        self.augmentation, self.crops, self.draws = augmentation, crops, draws
+        self.bytes_per_image = bytes_per_image(columns)
         self._reader: ThreadPoolExecutor | None = None
 
     @cached_property
-    def columns(self) -> list[Tensor]:
-        """Images and, with twins, twins and labels: made when first needed."""
-        shape = (self.capacity, 3, self.img_size, self.img_size)
-        columns = [self.placement.empty(shape, torch.uint8) for _ in range(1 + self.twins)]
-        return columns + ([self.placement.empty((self.capacity,), torch.int64)] if self.twins else [])
+    def storage(self) -> dict[str, Tensor]:
+        """Made when first needed."""
+        return {
+            name: self.placement.empty((self.capacity, *shape), dtype) for name, (shape, dtype) in self.columns.items()
+        }
 
     def __len__(self) -> int:
         return self.size
 
-    def add(self, x: Tensor, twins: Tensor | None = None, labels: Tensor | None = None) -> None:
-        """Takes in images (B, 3, H, W) in [0, 1], with their twins and labels. Raises ValueError where it is full."""
-        given = [to_levels(x)] if twins is None else [to_levels(x), to_levels(twins), labels]
-        start = self.size
-        self.extend(len(x))
-        for column, values in zip(self.columns, given, strict=True):
-            column[start : self.size] = values
+    def add(self, batch: Batch) -> None:
+        """Takes in a batch with all the columns that the pool has. Raises ValueError where it is full."""
+        given, start = {"images": batch.images} | batch.columns, self.size
+        self.extend(len(batch))
+        for name, column in self.storage.items():
+            column[start : self.size] = to_levels(given[name]) if self._holds_images(name) else given[name]
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Drawn:
-        """``batch_size`` images, drawn uniformly with replacement; ``generator`` is one of the CPU."""
-        return self.request(batch_size, generator)()
+    def _holds_images(self, name: str) -> bool:
+        return self.columns[name] == self.columns["images"]
 
-    def request(self, batch_size: int, generator: torch.Generator) -> Callable[[], Drawn]:
-        """Draws now and reads meanwhile: call what is returned for the images of :meth:`draw`."""
-        indices = torch.randint(self.size, (batch_size,), generator=generator)
+    def batches(self, count: int, size: int) -> Iterator[Batch]:
+        """``count`` batches of ``size`` images, uniformly with replacement, augmented; read one ahead of their use."""
+        upcoming = self._request(size)
+        for left in reversed(range(count)):
+            rows = upcoming()
+            upcoming = self._request(size) if left else None
+            yield self._augmented(rows)
+
+    def _augmented(self, rows: dict[str, Tensor]) -> Batch:
+        images = [name for name in rows if self._holds_images(name)]
+        levels = torch.cat([rows[name] for name in images], 1) if len(images) > 1 else rows["images"]
+        cropped = to_pixels(self.augmentation(levels, self.crops)).split(rows["images"].shape[1], 1)
+        columns = rows | dict(zip(images, cropped, strict=True))
+        return Batch(columns.pop("images"), columns)
+
+    def _request(self, size: int) -> Callable[[], dict[str, Tensor]]:
+        """Draws now and reads meanwhile: call what is returned for the rows, on the device."""
+        index = torch.randint(self.size, (size,), generator=self.draws, device=self.draws.device)
         if self.placement.kind == "device":
-            indices = _sent(indices, self.placement.device)
-            drawn = Drawn(*(column.index_select(0, indices) for column in self.columns))
-            return lambda: drawn
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, thread_name_prefix="pool")
-        reading = self._reader.submit(self._read, indices)
-        return lambda: Drawn(*(rows.to(self.placement.device, non_blocking=True) for rows in reading.result()))
+            return partial(self._read, index)
+        self._reader = self._reader or ThreadPoolExecutor(1, thread_name_prefix="pool")
+        reading = self._reader.submit(self._read, index)
+        return lambda: {
+            name: rows.to(self.placement.device, non_blocking=True) for name, rows in reading.result().items()
+        }
 
-    def _read(self, indices: Tensor) -> list[Tensor]:
-        """Those rows in host memory, from where a GPU can fetch them by itself."""
-        rows = [column.index_select(0, indices) for column in self.columns]
-        return [values.pin_memory() for values in rows] if self.placement.device.type == "cuda" else rows
+    def _read(self, index: Tensor) -> dict[str, Tensor]:
+        rows = {name: column.index_select(0, index) for name, column in self.storage.items()}
+        if self.placement.kind != "device" and self.placement.device.type == "cuda":
+            return {name: values.pin_memory() for name, values in rows.items()}
+        return rows
 
     def rows(self, start: int, end: int) -> list[Tensor]:
-        """What the pool holds of images start..end-1, as views: for saving and restoring."""
-        return [column[start:end] for column in self.columns]
+        """What the pool holds of images start..end-1, as views, a tensor a column: for saving and restoring."""
+        return [column[start:end] for column in self.storage.values()]
 
     def extend(self, count: int) -> None:
         """Makes ``count`` more rows part of the pool. Raises ValueError where it is full."""
         if self.size + count > self.capacity:
             raise ValueError(f"the pool holds {self.capacity} images; {self.size + count} would be too many")
         self.size += count
+        self.chunks.append(count)
 
     def clear(self) -> None:
         """Empties the pool."""
-        self.size = 0
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """To the device, without waiting for what it has to do."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+        self.size, self.chunks = 0, []

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets
 
-from .datasets import DamagedData, MissingData, TensorImages
+from .specs import DamagedData, MissingData, TensorImages
 
 PATIENCE = 30  # seconds without an answer after which a download counts as failed; chosen by us
 

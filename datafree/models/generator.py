@@ -30,7 +30,8 @@ class UpsampledConv(nn.Conv2d):
         self.register_buffer("fold", torch.tensor(_FOLD), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = torch.einsum("ak,bl,oikl->ioab", self.fold, self.fold, self.weight)
+        with torch.autocast(x.device.type, enabled=False):  # taps are summed in fp32, and rounded once
+            kernel = torch.einsum("ak,bl,oikl->ioab", self.fold, self.fold, self.weight)
         return F.conv_transpose2d(x, kernel, stride=2, padding=1)  # (B, I, h, w) -> (B, O, 2h, 2w)
 
 

@@ -1,0 +1,294 @@
+"""Distillation whole: what main.py runs, and the same job from Python.
+
+    run = distil(teacher, student, num_classes=10, img_size=32, mean=(.5, .5, .5), std=(.5, .5, .5), run_root="run")
+
+The loop is :func:`loop`. How images are made is a method (datafree/methods/), what the student learns of them is its
+targets (datafree/targets/), and everything else is bookkeeping (datafree/runs/).
+"""
+
+import math
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .cli.flags import LengthConfig, MachineConfig, distillation_configs
+from .configuration import plain, resolve
+from .data.augmentation import Augmentation, to_levels
+from .data.placement import choose_placement
+from .data.pool import ImagePool, bytes_per_image, image_column
+from .data.specs import DatasetSpec, Images, TensorImages
+from .engine import device
+from .engine.context import Context
+from .engine.device import Compute
+from .engine.evaluation import Evaluation, Score
+from .engine.frozen import folded, frozen
+from .engine.probe import check_answers
+from .engine.randomness import Streams
+from .engine.student import Student
+from .errors import UserError
+from .methods.aeahl_rg import AeahlRg
+from .methods.base import Method
+from .models.classifier import Classifier
+from .runs.folder import RunFolder, environment, folder_name
+from .runs.run import Run
+from .runs.snapshot import Snapshot
+from .runs.stopping import StopRequests
+from .targets import TARGETS, Targets, chosen
+
+FRESH_IMAGES = 512  # judge agreement where there is no test set; chosen by us
+PICTURES = 20  # times a run that synthetic images are shown; chosen by us
+
+
+@dataclass
+class Job:
+    """Everything that a run works with."""
+
+    values: Namespace
+    length: LengthConfig
+    context: Context
+    method: Method
+    targets: Targets
+    student: Student
+    pool: ImagePool | None
+    compiled: bool
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What is trained, by name."""
+        return {"student": self.student.classifier, **self.method.networks, **self.targets.networks}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What the next epoch depends on."""
+        own = {"method": self.method, "targets": self.targets, "student": self.student}
+        return own | {"streams": self.context.streams}
+
+    def sizes(self) -> str:
+        """One line on how large things are."""
+        networks = {"teacher": self.context.teacher, **self.networks}
+        counts = [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()]
+        rounds = self.length.epochs * len(self.length.rounds)
+        pool = f"pool {self.pool.placement}" if self.pool is not None else "no pool"
+        how = "; networks compiled" if self.compiled else ""
+        return f"parameters: {', '.join(counts)}; rounds: {rounds}; {pool}{how}"
+
+
+def loop(job: Job, run: Run, evaluation: Evaluation) -> None:
+    """All of it, for every method."""
+    method, targets, student, pool, length = job.method, job.targets, job.student, job.pool, job.length
+    for epoch in run.epochs():
+        warmup, batch = epoch <= length.warmup, None
+        for kd_steps in length.rounds:
+            batch = method.synthesize(warmup)
+            if batch is not None and pool is not None:
+                pool.add(targets.prepare(batch))
+            run.lap("seconds_synthesis")
+            if not warmup:
+                student.learn(pool if method.pooled else method, targets, kd_steps)
+            run.lap("seconds_distillation")
+        row = {"lr": student.lr} | run.terms(epoch, job.context.read(), job.networks, sum(length.rounds))
+        if not warmup and (epoch % length.eval_every == 0 or epoch == length.epochs):
+            row |= evaluate(job, run, evaluation, epoch)
+        if epoch == length.epochs or epoch % max(1, length.epochs // PICTURES) == 0:
+            run.folder.show_images(epoch, method.sample(64) if batch is None else batch.images)
+        run.lap("seconds_evaluation")
+        run.record(epoch, {"round": epoch * len(length.rounds)} | row)
+        run.save()
+    leave(job, run, evaluation)
+
+
+def evaluate(job: Job, run: Run, evaluation: Evaluation, epoch: int) -> dict[str, float | None]:
+    """Accuracy and agreement of the student as it is; warns once, after a third of the run, if it learnt nothing."""
+    fresh = None
+    if evaluation.images is None:  # images that the student has not been trained on
+        x = job.method.sample(FRESH_IMAGES, "evaluation")
+        fresh = TensorImages(to_levels(x), x.new_zeros(len(x)).long())
+    score = evaluation.score(job.student.classifier, fresh)
+    about = {"arch": job.values.student, "dataset": job.context.spec.name, "epoch": epoch}
+    about |= {"num_classes": job.context.spec.num_classes}
+    run.scored(score, about | {"state_dict": job.student.classifier.state_dict()})
+    warn_if_at_chance(job, run, score, epoch)
+    return {"accuracy": score.accuracy, "agreement": score.agreement}
+
+
+def warn_if_at_chance(job: Job, run: Run, score: Score, epoch: int) -> None:
+    """One line, at the first evaluation after a third of the epochs, if the student has learnt nothing until then."""
+    length, chance = job.length, 100 / job.context.spec.num_classes
+    from_here = max(math.ceil(length.epochs / 3), length.warmup + 1)
+    looks = min(length.epochs, math.ceil(from_here / length.eval_every) * length.eval_every)
+    reached = score.agreement if score.accuracy is None else score.accuracy
+    if epoch == looks and reached < min(1.5 * chance, chance + (100 - chance) / 10):
+        run.folder.log(
+            f"warning: the student is still near chance ({reached:.1f} %) - lower --lr, or raise --kd_steps; if the "
+            "images in synthetic.png are all alike, the method needs more steps to make them"
+        )
+
+
+def leave(job: Job, run: Run, evaluation: Evaluation) -> None:
+    """The end of a run: what the next task can use, and the summary."""
+    run.folder.save_array("generator_loss.npy", run.progress.generator_loss)
+    left = job.method.finish()
+    for name, content in {**left.files, **job.targets.files()}.items():
+        run.folder.save(name, content)
+    if left.remark:
+        run.folder.log(left.remark)
+    about = {"accuracy_teacher": evaluation.accuracy_teacher, "agreement": run.progress.score.agreement}
+    about |= {"rounds": job.length.epochs * len(job.length.rounds), "images": 0 if job.pool is None else len(job.pool)}
+    run.finish(about | left.summary)
+
+
+def prepare(
+    values: Namespace,
+    spec: DatasetSpec,
+    teacher: Classifier,
+    student: Classifier,
+    method: type[Method],
+    compute: Compute,
+) -> Job:
+    """Networks, method, targets and pool, ready for :func:`loop`.
+
+    Args:
+        values: every flag.
+        spec: what the images are like.
+        teacher: trained, on the CPU. Frozen from now on.
+        student: trained in place.
+        method: the class behind ``values.method``.
+        compute: device and precision.
+
+    Raises:
+        UserError: for whatever does not fit together, before anything is written.
+    """
+    streams, length = Streams(values.seed, compute.device), LengthConfig.of(values)
+    targets = TARGETS[chosen(values.hl, values.no_aea)]
+    told = {
+        name: plain(getattr(values, name, None)) for name in ("method", "dataset", "teacher", "student", "tag", "seed")
+    }
+    answering = frozen(folded(teacher), compute)
+    context = Context(
+        spec=spec,
+        teacher=frozen(teacher, compute),
+        answering=answering,
+        student=compute.place(student),
+        compute=compute,
+        streams=streams,
+        augmentation=Augmentation(values.crop_padding, spec.flip),
+        origin=told | {"mode": method.label(values)},
+    )
+    learner = Student(context, Student.Config.of(values), length.steps)
+    maker, aims = method(context, method.Config.of(values)), targets(context, targets.Config.of(values))
+    pool = make_pool(values, maker, aims, context, length) if method.pooled else None
+    look_ahead(values, context, maker, aims)
+    compiled = compute.compiles(values.compile, values.no_compile)
+    job = Job(values, length, context, maker, aims, learner, pool, compiled)
+    if compiled:
+        device.compile_networks([context.teacher, answering, student, *maker.busy, *aims.networks.values()])
+    return job
+
+
+def make_pool(values: Namespace, method: Method, targets: Targets, context: Context, length: LengthConfig) -> ImagePool:
+    """Room for all images of the run, where there is room. Raises UserError where there is none."""
+    columns = {"images": image_column(context.spec.img_size)} | method.columns | targets.columns
+    capacity = length.epochs * len(length.rounds) * method.images_a_round
+    place = choose_placement(capacity, bytes_per_image(columns), context.compute.device, values.run_root)
+    crops = context.streams["distillation"]
+    draws = crops if place.kind == "device" else context.streams.on_host("distillation")
+    return ImagePool(capacity, columns, place, context.augmentation, crops, draws)
+
+
+def look_ahead(values: Namespace, context: Context, method: Method, targets: Targets) -> None:
+    """Raises UserError where a network cannot do its part, before anything is written."""
+    size, compute = context.spec.img_size, context.compute
+    check_answers(context.teacher, f"teacher {values.teacher_path or values.teacher}", size, compute)
+    check_answers(context.student, f"student {values.student}", size, compute, values.batch_size)
+    for name, network in targets.networks.items():
+        check_answers(network, f"the targets' network {name}", size, compute, method.images_a_round)
+
+
+def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, Any], remarks: Sequence[str]) -> None:
+    """Opens the folder, goes on with what is there where asked to, and runs the loop to its end.
+
+    Raises:
+        UserError: where the folder cannot be used, or a loss became NaN. Stopped: after a signal.
+    """
+    values, compute = job.values, job.context.compute
+    with RunFolder(path, values.overwrite, bool(values.resume)) as folder, StopRequests() as stop:
+        if folder.complete():
+            return
+        about = {"environment": environment(f"{compute.device}, {compute.precision}")}
+        folder.save_config(dict(config) | about)
+        for line in remarks:
+            folder.log(line)
+        evaluation = Evaluation(job.context.teacher, images, compute)
+        if evaluation.accuracy_teacher is not None:
+            folder.log(f"teacher: {evaluation.accuracy_teacher:.2f} % of {len(images):,} test images")
+        snapshot = Snapshot(path, job.parts, job.pool)
+        saving = MachineConfig.of(values)
+        run = Run(folder, snapshot, job.length.epochs, compute, saving, stop, bool(values.resume), "python main.py")
+        loop(job, run, evaluation)
+
+
+def distil(
+    teacher: Classifier | nn.Module,
+    student: Classifier | nn.Module,
+    *,
+    num_classes: int,
+    img_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool = False,
+    test: Images | None = None,
+    method: type[Method] = AeahlRg,
+    **flags: Any,
+) -> Path:
+    """Distils a teacher into a student, which is trained in place, without data.
+
+    Args:
+        teacher, student: networks that take images of that size, normalised by mean and std; or Classifiers, which
+            bring a size and normalisation of their own.
+        num_classes, img_size: of the synthetic images.
+        mean, std: a value a channel, of images in [0, 1].
+        flip: whether a mirrored image keeps its class.
+        test: real images to measure accuracy on.
+        method: how images are made.
+        **flags: of main.py, by name: epochs, kd_steps, seed, hl, run_root, tag, ...
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: for a flag that there is not, a value out of range, or whatever else does not fit.
+    """
+    spec = DatasetSpec("own", num_classes, img_size, tuple(mean), tuple(std), flip, lambda *_: test)
+    given = {"method": method.__name__, "teacher": "teacher", "student": "student", "dataset": "own"} | flags
+    targets = chosen(given.get("hl", False), given.get("no_aea", False))
+    configs = distillation_configs(method, method.__name__, targets)
+    values = resolve(configs, given, lambda known: {})
+    unknown = sorted(given.keys() - {name for config in configs.values() for name in config.__dataclass_fields__})
+    if unknown:
+        raise UserError(f"there is no flag {unknown[0]}", "see main.py --help")
+    for name in ("run_root", "data_root"):
+        setattr(values, name, Path(getattr(values, name)))
+    for config in configs.values():
+        config.of(values)
+    method.complete(values)
+    networks = [
+        network if isinstance(network, Classifier) else Classifier(network, name, num_classes, img_size, mean, std)
+        for name, network in (("teacher", teacher), ("student", student))
+    ]
+    compute = device.choose(values.device, values.precision)
+    values.precision = compute.precision
+    job = prepare(values, spec, *networks, method, compute)
+    path = values.run_root / run_name(values, method)
+    config = {"program": "datafree.distil", **{name: plain(value) for name, value in vars(values).items()}}
+    run_job(job, path, test, config, [job.sizes()])
+    return path
+
+
+def run_name(values: Namespace, method: type[Method]) -> str:
+    """Of the run's folder."""
+    label = method.label(values) + TARGETS[chosen(values.hl, values.no_aea)].suffix
+    return folder_name(label, values.dataset, values.teacher, values.student, values.tag)

@@ -1,0 +1,1 @@
+"""The command line: flags from Config dataclasses, resuming, and how a program ends."""

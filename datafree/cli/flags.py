@@ -1,0 +1,161 @@
+"""The flags that are no part's own: what the task is, and the machine. Defaults are the paper's for CIFAR."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from .. import configuration
+from ..configuration import Config, knob
+from ..engine.student import Student
+from ..errors import UserError
+from ..methods.base import Method
+from ..runs.run import SavingConfig
+from ..targets import TARGETS
+
+
+def _dataset(text: str) -> None:
+    if not text or text == "imagefolder:":
+        raise ValueError(f"{text!r} names no data set; give a name or imagefolder:PATH")
+
+
+def _tag(text: str) -> None:
+    if not text or not all(letter.isalnum() or letter in "._-+=" for letter in text) or text.startswith("."):
+        raise ValueError(f"{text!r} is no label: letters, digits and . _ - + = only")
+
+
+@dataclass(frozen=True)
+class DataConfig(Config):
+    """Which images the networks are for."""
+
+    dataset: str = knob("digits", "a data set of registry.py, or imagefolder:PATH", unit="NAME", check=_dataset)
+    img_size: int | None = knob(None, "imagefolder: height and width (default: 224)", low=1, high=2**16, unit="PIXELS")
+    num_classes: int | None = knob(
+        None, "imagefolder: number of classes (default: as found in the folder)", low=1, high=2**16, unit="N"
+    )
+    mean: tuple[float, float, float] | None = knob(
+        None,
+        "imagefolder: the teacher's normalisation, pixels in [0, 1] (default: ImageNet's)",
+        low=0,
+        high=1,
+        unit="R",
+    )
+    std: tuple[float, float, float] | None = knob(None, "imagefolder: likewise", above=0, unit="R")
+    crop_padding: int = knob(4, "largest shift of the random crop; 0 turns it off", low=0, unit="PIXELS")
+
+
+@dataclass(frozen=True)
+class TaskConfig(DataConfig):
+    """What is distilled into what, and how."""
+
+    method: str = knob("aeahl_rg", "how images are made: a name of registry.py, or FILE.py:CLASS", unit="NAME")
+    teacher: str = knob("resnet20", "a model of registry.py", unit="MODEL")
+    student: str = knob("resnet8", "a model of registry.py, trained from scratch", unit="MODEL")
+    teacher_path: Path | None = knob(
+        None, "the teacher's checkpoint (default: checkpoints/pretrained/<dataset>_<teacher>.pth)", unit="FILE"
+    )
+    hl: bool = knob(False, "hard loss: the teacher's class as well as its softened answer", names=("hard_loss",))
+    no_aea: bool = knob(False, "hard loss without the adversarial-example attack")
+
+    def check(self) -> None:
+        if self.no_aea and not self.hl:
+            raise UserError("--no_aea is about the hard loss", "add --hl")
+
+
+@dataclass(frozen=True)
+class LengthConfig(Config):
+    """How long a run is, and how it is divided."""
+
+    epochs: int = knob(420, "length of the run, warm-up included", low=1, unit="N", names=("epoch",))
+    ep_steps: int | None = knob(None, "distillation steps an epoch (default: kd_steps)", low=1, unit="STEPS")
+    kd_steps: int = knob(400, "distillation steps a round: after each synthesis", low=1, unit="STEPS")
+    warmup: int = knob(20, "first epochs, of synthesis only", low=0, unit="EPOCHS")
+    eval_every: int = knob(1, "how often the student is evaluated; the last epoch always is", low=1, unit="EPOCHS")
+
+    def check(self) -> None:
+        if self.ep_steps is not None and self.ep_steps < self.kd_steps:
+            what = f"--ep_steps {self.ep_steps} is less than --kd_steps {self.kd_steps}"
+            raise UserError(what, "an epoch holds a round or more: lower --kd_steps")
+        if self.warmup >= self.epochs:
+            what = f"{self.warmup} epochs of warm-up leave none of {self.epochs} to distil in"
+            raise UserError(what, "lower --warmup or raise --epochs")
+
+    @property
+    def rounds(self) -> list[int]:
+        """Distillation steps of each round of an epoch; the last may be short."""
+        whole, rest = divmod(self.ep_steps or self.kd_steps, self.kd_steps)
+        return [self.kd_steps] * whole + [rest] * bool(rest)
+
+    @property
+    def steps(self) -> int:
+        """All distillation steps of the run."""
+        return (self.epochs - self.warmup) * sum(self.rounds)
+
+
+@dataclass(frozen=True)
+class MachineConfig(SavingConfig):
+    """Where and how it runs. None of it changes a number, but for precision and seed."""
+
+    device: str = knob("auto", "where to run", unit="auto|cpu|cuda[:i]", free=True)
+    precision: str = knob("auto", "bf16 is faster where the hardware has it", choices=("auto", "fp32", "bf16"))
+    seed: int = knob(0, "same seed, same numbers on the same machine", low=0, high=2**63 - 1, unit="N")
+    data_root: Path = knob(Path("data"), "where data sets are, or are downloaded to", unit="DIR", free=True)
+    run_root: Path = knob(Path("run"), "where run folders are made", unit="DIR", free=True)
+    tag: str | None = knob(None, "appended to the run folder's name", unit="NAME", check=_tag)
+    resume: Path | None = knob(
+        None,
+        "go on after the last saved epoch; given a run folder, with the flags in its config.json",
+        unit="RUN",
+        optional_value=True,
+        free=True,
+    )
+    overwrite: bool = knob(False, "remove what an earlier run left in the folder", free=True)
+    dry_run: bool = knob(False, "resolve and print everything, build the models, stop", free=True)
+
+    def check(self) -> None:
+        if self.resume and self.overwrite:
+            raise UserError(
+                "--resume and --overwrite exclude each other", "go on with the one, start anew with the other"
+            )
+
+
+@dataclass(frozen=True)
+class DistillationMachineConfig(MachineConfig):
+    """Of main.py."""
+
+    compile: bool = knob(False, "torch.compile the networks, on a GPU done anyway: minutes at the start, faster steps")
+    no_compile: bool = knob(False, "eager networks on a GPU, too")
+    download: bool = knob(False, "fetch the data set, for evaluation alone, where it is absent", free=True)
+
+    def check(self) -> None:
+        super().check()
+        if self.compile and self.no_compile:
+            raise UserError("--compile and --no_compile contradict each other", "leave one out")
+
+
+def distillation_configs(method: type[Method], name: str, targets: str) -> dict[str, type[Config]]:
+    """Those of main.py with that method and those targets, by title, in the order of --help."""
+    return {
+        "task": TaskConfig,
+        f"method {name}": method.Config,
+        f"targets {targets}": TARGETS[targets].Config,
+        "student": Student.Config,
+        "length": LengthConfig,
+        "machine": DistillationMachineConfig,
+    }
+
+
+def flags_of_others(methods: dict[str, type[Method]], configs: dict[str, type[Config]]) -> dict[str, tuple[str, str]]:
+    """Of flags that none of ``configs`` has but another method or other targets do: whose, and how to choose it."""
+    told = {}
+    for name, method in methods.items():
+        for each in fields(method.Config):
+            told.setdefault(each.name, (f"method {name}", f"choose it with --method {name}, or leave the flag out"))
+    for name, remedy in (("hard", "add --hl --no_aea, or --hl"), ("attack", "add --hl (without --no_aea)")):
+        for each in fields(TARGETS[name].Config):
+            told.setdefault(each.name, (f"the hard loss ({name} targets)", remedy))
+    known = {each.name for config in configs.values() for each in fields(config)}
+    return {name: about for name, about in told.items() if name not in known}
+
+
+def free_names(configs: dict[str, type[configuration.Config]]) -> set[str]:
+    """Of flags in which a resumed run may differ from its first start."""
+    return {each.name for config in configs.values() for each in fields(config) if each.metadata["free"]}

@@ -1,0 +1,57 @@
+"""What both entry points share: how a mistake is reported and how the program leaves."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from ..errors import UserError, is_out_of_memory
+from ..runs.stopping import Stopped
+
+
+def run_program(main: Callable[[list[str]], None]) -> None:
+    """Calls ``main`` with the command line and leaves.
+
+    A UserError becomes one line on stderr and exit status 2, and so does what the machine refuses wherever it does:
+    memory, or a file. A signal becomes one line and 128 plus its number.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        _fail(str(error))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        print("interrupted; what was saved is whole", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        _silence_stdout()
+        sys.exit(141)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(
+            str(UserError(f"cannot use{where or ' a file'}: {error.strerror or error}", "check the path and the disk"))
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "lower the batch sizes, the widths or --epochs; a run that had begun goes on with --resume"
+        _fail(str(UserError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more of it'}", remedy)))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence_stdout()
+    sys.exit(2)
+
+
+def _silence_stdout() -> None:
+    """What is left of our output goes nowhere, so that the interpreter does not complain about it as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

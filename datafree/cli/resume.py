@@ -1,0 +1,85 @@
+"""Going on with a run: its arguments come from config.json, or are compared with it."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..configuration import Preset, plain, resolve
+from ..errors import UserError
+from ..runs.folder import FORMAT
+from .flags import MachineConfig, TaskConfig, free_names
+from .parser import Parser
+
+OF_ONE_START = {"resume", "overwrite", "dry_run"}  # of these, config.json says nothing about a resumption
+
+
+def beginning(argv: Sequence[str]) -> argparse.Namespace:
+    """What decides which flags there are: method, hl, no_aea; from the command line, else from the run to be resumed.
+
+    Raises:
+        UserError: as :func:`arguments` does.
+    """
+    parser = Parser("main.py", "", {"task": TaskConfig, "machine": MachineConfig}, add_help=False)
+    unset = argparse.Namespace(**dict.fromkeys(parser.names()))
+    given, _ = parser.parse_known_args(list(argv), unset)
+    values = {name: getattr(TaskConfig, name) for name in ("method", "hl", "no_aea")}
+    if isinstance(given.resume, Path):
+        config = read_config(given.resume)
+        values |= {name: config[name] for name in values if name in config}
+    values |= {name: getattr(given, name) for name in values if getattr(given, name) is not None}
+    return argparse.Namespace(**values)
+
+
+def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.Namespace:
+    """The arguments of a run: from the command line or, with ``--resume RUN``, from that run's config.json.
+
+    Raises:
+        UserError: as :meth:`Parser.resolve` does; with ``--resume RUN``, if RUN is no run folder of this program and
+            version, or if a flag is given that says something else than its config.json.
+    """
+    given = parser.given(argv)
+    folder = getattr(given, "resume", None)
+    if not isinstance(folder, Path):
+        return parser.resolve(argv, preset)
+    config, free = read_config(folder), free_names(parser.configs)
+    if config.get("program", parser.prog) != parser.prog:
+        raise UserError(f"{folder} is a run of {config['program']}", f"python {config['program']} --resume {folder}")
+    for name, value in vars(given).items():
+        if name not in free and plain(value) != config.get(name):
+            raise UserError(f"--{name} was {config.get(name)} in {folder}", "leave it out, or start another with --tag")
+    kept = {name: config[name] for name in parser.names() if name in config and name not in OF_ONE_START}
+    try:
+        kept = {name: parser.from_plain(name, value) for name, value in kept.items()}
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error.what}", "restore it, or start anew with --overwrite") from None
+    return resolve(parser.configs, kept | vars(given), preset)
+
+
+def run_path(parser: Parser, values: argparse.Namespace, name: str) -> Path:
+    """Where the run is or will be. Raises UserError where a run to be resumed was started with other arguments."""
+    path = values.resume if isinstance(values.resume, Path) else values.run_root / name
+    if values.resume and os.path.exists(path / "config.json"):
+        config, free = read_config(path), free_names(parser.configs)
+        for name, value in vars(values).items():
+            if name not in free and name in config and config[name] != plain(value):
+                what = f"--{name} was {config[name]} in {path}, not {value}"
+                raise UserError(what, "say the same, or start another run with --tag")
+    return path
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises UserError where there is none, or it is of another version."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        remedy = "name one under run/; a run that was stopped before it wrote any starts again with --overwrite"
+        raise UserError(f"{folder} is no run folder: no readable config.json in it", remedy) from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}/config.json is not what a run writes", "start anew with --overwrite")
+    if config.get("format") != FORMAT:
+        what = f"{folder} was written by another version, whose runs cannot be resumed here"
+        raise UserError(what, "finish it with that version, or start anew with --overwrite")
+    return config

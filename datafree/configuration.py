@@ -1,0 +1,153 @@
+"""A part's knobs: a frozen dataclass whose fields are flags. Default, range, unit and help of each stand once, there.
+
+class Config(datafree.configuration.Config):
+    lr_g: float = knob(2e-3, "learning rate of the generator", above=0)
+
+value = given (command line or Python), else the preset for this task, else the field's default
+"""
+
+import argparse
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar
+
+from .errors import UserError
+
+LARGEST = 2**31  # of counts
+C = TypeVar("C", bound="Config")
+Preset = Callable[[argparse.Namespace], Mapping[str, Any]]
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    check: Callable[[Any], None] | None = None,
+    unit: str | None = None,
+    names: tuple[str, ...] = (),
+    optional_value: bool = False,
+    free: bool = False,
+) -> Any:
+    """A field that is a flag.
+
+    Args:
+        default: None for a flag that is worked out from others.
+        help: says which way to turn it; the default is added where it is shown.
+        low, high: the range, both ends included; ``above`` excludes its end. Of every item of a tuple.
+        choices: the words it takes.
+        check: raises ValueError for a value that it does not like.
+        unit: stands for the value in help.
+        names: further names of the flag.
+        optional_value: whether the flag may stand without a value, which makes it True.
+        free: whether it changes no number, so that a resumed run may have another.
+    """
+    told = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "check": check}
+    return field(
+        default=default,
+        metadata=told | {"unit": unit, "names": names, "optional_value": optional_value, "free": free},
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of all knobs. Raises UserError, when made, for a value out of its range."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            try:
+                checked(each, getattr(self, each.name))
+            except ValueError as error:
+                raise UserError(f"--{each.name}: {error}", "see --help") from None
+        self.check()
+
+    def check(self) -> None:
+        """Raises UserError for values that contradict each other."""
+
+    @classmethod
+    def of(cls: type[C], values: argparse.Namespace) -> C:
+        """Its own among many values."""
+        return cls(**{each.name: getattr(values, each.name) for each in fields(cls)})
+
+
+def kind_of(each: Field, config: type) -> tuple[type, int | None]:
+    """A field's type, that of an item for a tuple; and how many items: None where it is none, 0 for any number."""
+    hint = typing.get_type_hints(config)[each.name]
+    if isinstance(hint, UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not NoneType)
+    items = typing.get_args(hint)
+    return (items[0], 0 if Ellipsis in items else len(items)) if items else (hint, None)
+
+
+def convert(each: Field, kind: type, text: str) -> Any:
+    """From a word of the command line. Raises ValueError where it is none of that kind, or out of range."""
+    try:
+        value = kind(text)
+    except ValueError:
+        names = {int: "a whole number", float: "a number"}
+        raise ValueError(f"{text!r} is not {names.get(kind, kind.__name__)}") from None
+    return checked(each, value)
+
+
+def checked(each: Field, value: Any) -> Any:
+    """The value. Raises ValueError where it is not one that the knob takes."""
+    about = each.metadata
+    for item in value if isinstance(value, tuple | list) else (value,):
+        if about["choices"] and item not in about["choices"]:
+            raise ValueError(f"invalid choice: {item!r} (choose from {', '.join(about['choices'])})")
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            _check_range(item, about)
+        if about["check"] and item is not None:
+            about["check"](item)
+    return value
+
+
+def _check_range(value: float, about: Mapping[str, Any]) -> None:
+    low, high, above = about["low"], about["high"], about["above"]
+    high = LARGEST if high is None and isinstance(value, int) else high
+    inside = math.isfinite(value) and (low is None or value >= low) and (above is None or value > above)
+    if not inside or (high is not None and value > high):
+        bounds = [
+            f"{word} {end:g}"
+            for word, end in (("at least", low), ("above", above), ("at most", high))
+            if end is not None
+        ]
+        raise ValueError(f"{value} is out of range: {', '.join(bounds) or 'finite'}")
+
+
+def resolve(configs: Mapping[str, type[Config]], given: Mapping[str, Any], preset: Preset) -> argparse.Namespace:
+    """Every knob of every config: what is given, else what the preset says, else the default.
+
+    Args:
+        configs: by title.
+        given: by name; all of them knobs of these configs.
+        preset: from the values known so far (given and defaults) to those for this task; names of other methods' or
+            targets' knobs among them are passed over.
+    """
+    values = {
+        each.name: None if each.default is MISSING else each.default
+        for config in configs.values()
+        for each in fields(config)
+    } | dict(given)
+    known = preset(argparse.Namespace(**values))
+    values |= {name: value for name, value in known.items() if name in values and name not in given}
+    return argparse.Namespace(**values)
+
+
+def plain(value: Any) -> Any:
+    """As JSON can hold it: paths become strings, tuples lists."""
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def as_text(value: Any) -> str:
+    """As the command line takes it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,24 @@
+"""A batch of synthetic images on its way from a method to the student."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Column = tuple[tuple[int, ...], torch.dtype]  # what the pool keeps of an image: shape and type
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images, and named columns that the pool keeps beside them.
+
+    Attributes:
+        images: (B, C, H, W) in [0, 1].
+        columns: by name, a row an image: labels (B,), attacked twins (B, C, H, W), features (B, width), ...
+    """
+
+    images: Tensor
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)

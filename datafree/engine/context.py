@@ -1,0 +1,89 @@
+"""What a method and its targets work with: they ask here for networks, random numbers and backward passes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.augmentation import Augmentation
+from ..data.specs import DatasetSpec
+from ..models.classifier import Classifier
+from .device import Compute
+from .randomness import Streams
+from .readings import Readings
+
+Observer = Callable[[Tensor, Tensor], None]
+
+
+@dataclass
+class Context:
+    """One run's surroundings.
+
+    Attributes:
+        spec: of the data that the images stand in for: size, class count, whether a mirrored image keeps its class.
+        teacher: frozen, in eval mode.
+        answering: the same, BatchNorm folded into its convolutions: quicker where only answers are wanted.
+        student: trained by ``engine.student.Student`` alone.
+        compute: device and precision.
+        streams: random streams by purpose.
+        augmentation: random crop and flip.
+        origin: plain values that say where what is left comes from.
+        observers: see :meth:`observe`.
+        readings: see :meth:`report`.
+    """
+
+    spec: DatasetSpec
+    teacher: Classifier
+    answering: Classifier
+    student: Classifier
+    compute: Compute
+    streams: Streams
+    augmentation: Augmentation
+    origin: dict[str, Any] = field(default_factory=dict)
+    observers: list[Observer] = field(default_factory=list)
+    readings: Readings = field(default_factory=Readings)
+
+    def report(self, terms: Mapping[str, Tensor]) -> None:
+        """Scalars of one step, by name, any names: their means over the epoch reach metrics.csv and TensorBoard."""
+        self.readings.add(terms)
+
+    def read(self) -> Readings:
+        """What was reported since the last call."""
+        readings, self.readings = self.readings, Readings()
+        return readings
+
+    def observe(self, x: Tensor, teacher_logits: Tensor) -> None:
+        """Shows images (B, C, H, W) with the teacher's logits on them to whoever learns from every iteration's."""
+        for observer in self.observers:
+            observer(x.detach(), teacher_logits.detach())
+
+    def backward(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Gradients into these parameters alone, anew: what they had before is gone."""
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward(inputs=list(parameters))
+
+    def ask(self, classifier: Classifier, x: Tensor) -> Tensor:
+        """Logits (B, classes) in fp32 for pixels x (B, C, H, W), the network in the run's precision."""
+        with self.compute.autocast():
+            return classifier(x)
+
+    @torch.no_grad()
+    def answers(self, x: Tensor) -> Tensor:
+        """The teacher's logits on pixels x, no gradient wanted."""
+        return self.ask(self.answering, x)
+
+    @contextmanager
+    def student_as_judge(self) -> Iterator[Classifier]:
+        """Within, the student is in eval mode and its weights want no gradient; afterwards both are as before."""
+        was_training = self.student.training
+        wanted = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        try:
+            yield self.student.eval().requires_grad_(False)
+        finally:
+            self.student.train(was_training)
+            for parameter in wanted:
+                parameter.requires_grad_(True)

@@ -1,0 +1,91 @@
+"""A network that never learns again, as a teacher: what each of its forward passes would repeat is done once."""
+
+import copy
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..models.classifier import Classifier
+from .device import Compute
+
+TOLERANCE = 1e-3  # of logits in fp32, relative to the largest; folding rounds in another order, no more
+
+
+def frozen(classifier: Classifier, compute: Compute) -> Classifier:
+    """Places it, in eval mode and without gradients to its weights.
+
+    In bf16 the weights of convolutions and linear layers are rounded here, once, instead of by autocast in every pass:
+    the answers stay the same to the last bit. BatchNorm and the last linear layer stay fp32.
+    """
+    classifier = compute.place(classifier).eval().requires_grad_(False)
+    if compute.bf16:
+        for module in classifier.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and module is not classifier.head:
+                module.to(torch.bfloat16)
+    return classifier
+
+
+def folded(classifier: Classifier) -> Classifier:
+    """A copy in eval mode with each BatchNorm behind a convolution folded into it: fewer passes over the activations.
+
+    Which layers follow each other is seen in a forward pass on noise. Afterwards the answers must be the same up to
+    rounding, else the copy is as it was.
+
+    Args:
+        classifier: fp32, on the CPU, without hooks: they would be copied too.
+    """
+    plain = copy.deepcopy(classifier).eval().requires_grad_()
+    size = (2, plain.mean.numel(), plain.img_size, plain.img_size)
+    noise = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    try:
+        pairs, expected = _pairs(plain, noise)
+    except (RuntimeError, ValueError):  # it cannot take such images: for whoever looks ahead to say (see probe.py)
+        return plain
+    with torch.no_grad():
+        fused = copy.deepcopy(plain)
+        for conv, norm in pairs:
+            fused.set_submodule(conv, fuse_conv_bn_eval(fused.get_submodule(conv), fused.get_submodule(norm)))
+            fused.set_submodule(norm, nn.Identity())
+        same = torch.allclose(fused(noise), expected, rtol=0, atol=TOLERANCE * expected.abs().max().item())
+    return fused if same else plain
+
+
+def _pairs(network: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
+    """Names of convolutions and of the BatchNorms that alone read their output, called once each; the answer to x."""
+    names = {module: name for name, module in network.named_modules()}
+    calls: Counter[nn.Module] = Counter()
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; holds the tensor, so that it stays the only one
+    found: list[tuple[nn.Module, nn.Module, Node]] = []
+
+    def hear(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module] += 1
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = module, output
+        elif id(inputs[0]) in made and module.running_mean is not None:
+            conv, read = made[id(inputs[0])]
+            found.append((conv, module, read.grad_fn))
+
+    kinds = nn.Conv2d | nn.BatchNorm2d
+    hooks = [module.register_forward_hook(hear) for module in names if isinstance(module, kinds)]
+    answer = network(x)
+    for hook in hooks:
+        hook.remove()
+    readers = _readers(answer)
+    alone = [(conv, norm) for conv, norm, node in found if calls[conv] == calls[norm] == 1 and readers[node] == 1]
+    return [(names[conv], names[norm]) for conv, norm in alone], answer.detach()
+
+
+def _readers(answer: Tensor) -> Counter:
+    """How many operations read what each operation behind the answer made, by its node in autograd's graph."""
+    count, seen, waiting = Counter(), {answer.grad_fn}, [answer.grad_fn]
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None:
+                count[node] += 1
+                if node not in seen:
+                    seen.add(node)
+                    waiting.append(node)
+    return count

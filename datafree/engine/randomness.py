@@ -1,0 +1,69 @@
+"""Random numbers: one independent stream a purpose, so that a part switched off leaves the others' draws alone."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import UserError
+
+HOST = "host/"  # before the name, in a saved state, of a stream that is not on the device
+
+
+def seed_for(seed: int, name: str) -> int:
+    """A 63-bit seed that depends on the run's seed and the purpose's name, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Streams:
+    """Named ``torch.Generator`` objects on one device, each made on first use from the run's seed."""
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu"):
+        self.seed = seed
+        self.device = torch.device(device)
+        self._generators: dict[str, torch.Generator] = {}
+        self._host: Streams | None = None
+
+    def __getitem__(self, name: str) -> torch.Generator:
+        if name not in self._generators:
+            self._generators[name] = torch.Generator(self.device).manual_seed(seed_for(self.seed, name))
+        return self._generators[name]
+
+    def again(self, name: str) -> torch.Generator:
+        """A stream at its beginning, whenever asked: what it decides depends on the seed alone."""
+        return torch.Generator(self.device).manual_seed(seed_for(self.seed, name))
+
+    def on_host(self, name: str) -> torch.Generator:
+        """A stream for draws that the processor itself reads: of the CPU, whatever the device; there, the same one."""
+        if self.device.type == "cpu":
+            return self[name]
+        if self._host is None:
+            self._host = Streams(self.seed)
+        return self._host[name]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        states = {name: generator.get_state() for name, generator in self._generators.items()}
+        of_host = self._host.state_dict() if self._host is not None else {}
+        return states | {HOST + name: state for name, state in of_host.items()}
+
+    def load_state_dict(self, states: dict[str, torch.Tensor]) -> None:
+        """Raises UserError for states of another kind of device."""
+        for name, state in states.items():
+            host = name.startswith(HOST)
+            try:
+                (self.on_host(name.removeprefix(HOST)) if host else self[name]).set_state(state.cpu())
+            except RuntimeError:
+                raise UserError(
+                    f"the run was not begun on a {self.device.type} device: its random numbers cannot go on there",
+                    "name the kind of --device that it was begun on",
+                ) from None
+
+
+@contextmanager
+def initialising(seed: int, name: str) -> Iterator[None]:
+    """Within, global draws (layer initialisation) come from a stream of that name; without, they are untouched."""
+    with torch.random.fork_rng(devices=[]):  # layers are made on the CPU; no GPU is woken
+        torch.default_generator.manual_seed(seed_for(seed, name))
+        yield

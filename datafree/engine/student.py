@@ -1,0 +1,100 @@
+"""Distillation steps: the student learns what its targets say of each batch.
+
+for each of kd_steps
+    batch <- B images of the pool, uniform with replacement, augmented; or fresh ones of a method without a pool
+    L_S   <- targets.loss(batch, student)                   soft, hard or under attack: datafree/targets/
+    S     <- SGD(lr); lr falls along a cosine over all distillation steps
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import configuration
+from ..configuration import knob
+from ..data.batch import Batch
+from ..errors import UserError
+from ..models.classifier import Classifier
+from .context import Context
+
+
+class Source(Protocol):
+    """Where batches come from: the pool, or a method that makes them anew."""
+
+    def batches(self, count: int, size: int) -> Iterator[Batch]: ...
+
+
+class Lessons(Protocol):
+    """What the student is taught about a batch: see ``datafree.targets``."""
+
+    def loss(self, batch: Batch, student: Classifier) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class OptimiserConfig(configuration.Config):
+    """The knobs of SGD on one network."""
+
+    batch_size: int = knob(256, "images a step", low=1, high=2**16, unit="IMAGES")
+    lr: float = knob(0.2, "learning rate of SGD at the start", above=0)
+    momentum: float = knob(0.9, "of SGD", low=0, high=0.9999)
+    weight_decay: float = knob(1e-4, "of SGD; raise it against overfitting", low=0)
+
+
+class Student:
+    """The network being distilled, with its optimiser and schedule.
+
+    Args:
+        context: its ``student`` is trained in place.
+        config: the knobs.
+        steps: all distillation steps of the run: the cosine's length.
+    """
+
+    @dataclass(frozen=True)
+    class Config(OptimiserConfig):
+        lr_min: float = knob(2e-4, "learning rate that the cosine ends at", low=0)
+
+        def check(self) -> None:
+            if self.lr_min > self.lr:
+                raise UserError(f"--lr_min {self.lr_min} is above --lr {self.lr}", "the cosine falls: lower --lr_min")
+
+    def __init__(self, context: Context, config: "Student.Config", steps: int):
+        self.context, self.config, self.classifier = context, config, context.student
+        self.optimizer = torch.optim.SGD(
+            self.classifier.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, steps), config.lr_min)
+
+    @property
+    def lr(self) -> float:
+        """Of the next step."""
+        return self.scheduler.get_last_lr()[0]
+
+    def learn(self, source: Source, targets: Lessons, steps: int) -> None:
+        """That many SGD steps."""
+        self.classifier.train()
+        for batch in source.batches(steps, self.config.batch_size):
+            loss = targets.loss(batch, self.classifier)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, the random streams apart."""
+        return {
+            "student": self.classifier.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.classifier.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])

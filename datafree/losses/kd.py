@@ -1,0 +1,42 @@
+"""What is asked of logits, as pure functions. Everything is computed in fp32."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(softmax(p) || softmax(q)) of every sample, in nats: logits (B, C) twice -> (B,)."""
+    log_p = F.log_softmax(p_logits.float(), dim=1)
+    log_q = F.log_softmax(q_logits.float(), dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, tau: float) -> Tensor:
+    """L_kd = tau^2 * mean_B KL(softmax(T/tau) || softmax(S/tau)), in nats: (B, C) twice -> scalar.
+
+    tau^2 keeps the gradient's size when the temperature changes (Hinton, Vinyals and Dean 2015). No gradient flows
+    into the teacher's logits.
+    """
+    target = F.softmax(teacher_logits.detach().float() / tau, dim=1)
+    log_q = F.log_softmax(student_logits.float() / tau, dim=1)
+    return tau**2 * F.kl_div(log_q, target, reduction="batchmean")
+
+
+def hard_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """L_hard = CE(S(x), label), batch mean in nats: (B, C) and (B,) -> scalar."""
+    return F.cross_entropy(student_logits.float(), labels)
+
+
+def one_hot_loss(teacher_logits: Tensor, y: Tensor) -> Tensor:
+    """L_oh = CE(T(x), y): the teacher should see the class asked for. (B, C) and (B,) -> scalar, in nats."""
+    return F.cross_entropy(teacher_logits.float(), y)
+
+
+def adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """L_adv = -mean_B( 1[argmax S = argmax T] * KL(T || S) ): seek images where the student has more to learn.
+
+    Counted only where the two still agree on the class, so that images do not drift to where the teacher errs
+    (CMI, Fang et al. 2021). Gradient flows through both. (B, C) twice -> scalar <= 0, in nats.
+    """
+    agree = teacher_logits.argmax(1) == student_logits.argmax(1)
+    return -(agree * kl_divergence(teacher_logits, student_logits)).mean()

@@ -1,0 +1,302 @@
+"""AEAHL-RG: meta-learned inversion with a reusable generator (after Fast-Datafree, Fang et al. 2022).
+
+G(z) = d((g1(z) + g2(z)) / 2);  in the reuse modes g2 and d come from an earlier task, g1 is always new
+a round:
+    theta' <- theta (g1, g2, d);  z ~ N(0, I) (B, nz);  y ~ U{0..C-1}
+    for k = 1..K
+        x    <- G_theta'(z);  x~ <- augment(x)
+        L    =  bn * L_bn + oh * L_oh + adv * L_adv
+        meta gradient += dL/dtheta'
+        theta', z <- Adam(lr_g, lr_z)
+        remember the x of the lowest L
+    theta <- meta step: FOMAML, Reptile, or plainly theta'
+    the best x goes to the pool
+at the end: score g1 and g2, leave the better one and d for the next task
+"""
+
+import copy
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import configuration
+from ..configuration import knob
+from ..data.batch import Batch
+from ..engine.context import Context
+from ..engine.randomness import initialising
+from ..errors import UserError
+from ..losses.kd import adversarial_loss, one_hot_loss
+from ..models.generator import Decoder, GenerativeNetwork, ReusableGenerator
+from ..models.generator_files import (
+    ABANDONED_FILE,
+    DECODER_FILE,
+    GENERATOR_FILE,
+    files_in,
+    load_decoder,
+    load_generative_network,
+    part,
+)
+from ..models.norm_statistics import NormStatistics
+from ..runs.folder import folder_name
+from .base import Leaving, Method
+from .inversion import META_GRADIENTS, Best, meta_step, recalibrate
+
+PARTS = ("g1", "g2", "d")
+RECALIBRATION, SCORING = 20, 4  # batches; chosen by us
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How the reused parts, g2 and d, begin and learn. Their rate is a factor on lr_g; None: --finetune_factor."""
+
+    reuse: bool
+    rate: float | None
+    help: str
+
+
+MODES = {
+    "anew": Mode(False, 1.0, "g1, g2, d start at random"),
+    "reuse_common": Mode(True, 1.0, "g2, d are loaded and trained like g1"),
+    "reuse_finetune": Mode(True, None, "g2, d are loaded and trained more slowly"),
+    "reuse_fix": Mode(True, 0.0, "g2, d are loaded and frozen"),
+}
+
+
+class AeahlRg(Method):
+    """See the top of the file. Draws from the streams "synthesis", "recalibration" and "selection"."""
+
+    @dataclass(frozen=True)
+    class Config(configuration.Config):
+        mode: str = knob("anew", "; ".join(f"{name}: {m.help}" for name, m in MODES.items()), choices=tuple(MODES))
+        reuse_generator_path: Path | None = knob(
+            None, "gan_reuse.pth of an earlier run (default: the anew run of the same task and tag)", unit="FILE"
+        )
+        reuse_decoder_path: Path | None = knob(None, "decoder.pth, likewise", unit="FILE")
+        reuse_pick: str = knob(
+            "score",
+            "which network the next task gets: the one that inverts better alone, or the one named",
+            choices=("score", "g1", "g2"),
+        )
+        finetune_factor: float = knob(
+            0.1,
+            "reuse_finetune: learning rate of g2 and d over that of g1; lower keeps more of the earlier task",
+            low=0,
+            high=1,
+            unit="RATIO",
+        )
+        synthesis_batch_size: int = knob(256, "images made a round", low=1, high=2**16, unit="IMAGES")
+        g_steps: int = knob(10, "generator iterations a round; more give better images, slower", low=1, unit="K")
+        nz: int = knob(256, "length of the noise vector z", low=1, high=2**16, unit="N")
+        ngf: int = knob(64, "width of g1 and g2; lower is faster", low=1, high=2**16, unit="CHANNELS")
+        lr_g: float = knob(2e-3, "learning rate of the generator", above=0)
+        lr_z: float = knob(0.01, "learning rate of z", above=0)
+        adam_betas: tuple[float, float] = knob((0.5, 0.999), "of Adam", low=0, high=0.9999, unit="BETA")
+        bn: float = knob(
+            10.0, "of L_bn: raise it for images closer to the teacher's training data", low=0, unit="WEIGHT"
+        )
+        oh: float = knob(0.5, "of L_oh: raise it for images of clearer class", low=0, unit="WEIGHT")
+        adv: float = knob(1.33, "of L_adv: raise it for images that the student finds harder", low=0, unit="WEIGHT")
+        bn_mmt: float = knob(
+            0.9,
+            "weight on the running average of BN statistics; 0 compares each batch alone",
+            low=0,
+            high=0.9999,
+            unit="RATIO",
+        )
+        meta: str = knob(
+            "fomaml",
+            "how a round's inner steps change the generator; none: plain updating",
+            choices=tuple(META_GRADIENTS),
+        )
+
+    def __init__(self, context: Context, config: "AeahlRg.Config"):
+        super().__init__(context, config)
+        self.statistics = NormStatistics(context.teacher, config.bn_mmt)
+        if config.bn > 0 and not self.statistics.layers:
+            raise UserError("the teacher has no BatchNorm layers to invert", "set --bn 0")
+        generator = build_generator(
+            context.streams.seed,
+            config.nz,
+            config.ngf,
+            context.spec.img_size,
+            config.reuse_generator_path,
+            config.reuse_decoder_path,
+        )
+        self.generator = context.compute.place(generator).train()  # theta
+        mode = MODES[config.mode]
+        reused = config.finetune_factor if mode.rate is None else mode.rate
+        self.rates = {name: rate for name, rate in (("g1", 1.0), ("g2", reused), ("d", reused)) if rate > 0}
+        for name in PARTS:
+            getattr(self.generator, name).requires_grad_(name in self.rates)
+        self.adapted = copy.deepcopy(self.generator)  # theta'
+        self.meta_optimizer = self._adam(self.generator, config.lr_g * config.g_steps)
+
+    @classmethod
+    def complete(cls, values: Namespace) -> None:
+        paths, reuse = (values.reuse_generator_path, values.reuse_decoder_path), MODES[values.mode].reuse
+        if not reuse and any(paths):
+            raise UserError(f"mode {values.mode} reuses nothing", "choose a reuse mode, or leave the reuse paths out")
+        if reuse and not any(paths):
+            name = folder_name("anew", values.dataset, values.teacher, values.student, values.tag)
+            values.reuse_generator_path, values.reuse_decoder_path = files_in(values.run_root / name)
+        elif reuse and not all(paths):
+            raise UserError("a reuse path is missing", "give --reuse_generator_path and --reuse_decoder_path")
+
+    @classmethod
+    def label(cls, values: Namespace) -> str:
+        return values.mode
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {name: getattr(self.generator, name) for name in PARTS}
+
+    @property
+    def busy(self) -> list[nn.Module]:
+        return [self.adapted]
+
+    def synthesize(self, warmup: bool) -> Batch:
+        config, rng = self.config, self.context.streams["synthesis"]
+        B, device = config.synthesis_batch_size, self.context.compute.device
+        self.adapted.load_state_dict(self.generator.state_dict())
+        theta, adapted = self._trained(self.generator), self._trained(self.adapted)
+        z = torch.randn(B, config.nz, generator=rng, device=device).requires_grad_()
+        y = torch.randint(self.context.spec.num_classes, (B,), generator=rng, device=device)
+        inner_optimizer = self._adam(self.adapted, config.lr_g, z)
+        summed = [torch.zeros_like(parameter) for parameter in adapted]
+        best = Best()
+        for _ in range(config.g_steps):
+            with self.context.compute.autocast():
+                x = self.adapted(z)  # (B, nz) -> (B, 3, H, W)
+            loss = self.objective(x, y, adversarial=not warmup and config.adv > 0)
+            self.context.backward(loss, [*adapted, z])
+            torch._foreach_add_(summed, [parameter.grad for parameter in adapted])
+            inner_optimizer.step()
+            best.keep(x, loss)
+        self.statistics.update_average()
+        meta_step(config.meta, self.meta_optimizer, theta, adapted, summed)
+        return Batch(best.images)
+
+    def objective(self, x: Tensor, y: Tensor, adversarial: bool) -> Tensor:
+        """L of images x (B, 3, H, W) in [0, 1] for classes y (B,). A new term belongs here, and into the report."""
+        context, config = self.context, self.config
+        x = context.augmentation(x, context.streams["synthesis"])
+        with self.statistics.listening():
+            teacher_logits = context.ask(context.teacher, x)
+        L_bn = self.statistics.loss()
+        L_oh = one_hot_loss(teacher_logits, y)
+        L_adv = torch.zeros_like(L_oh)
+        if adversarial:
+            with context.student_as_judge() as student:
+                L_adv = adversarial_loss(teacher_logits, context.ask(student, x))
+        loss = config.bn * L_bn + config.oh * L_oh + config.adv * L_adv
+        context.report({"loss_bn": L_bn, "loss_oh": L_oh, "loss_adv": L_adv, "loss_generator": loss})
+        context.observe(x, teacher_logits)
+        return loss
+
+    def _trained(self, generator: ReusableGenerator) -> list[Tensor]:
+        return [parameter for name in self.rates for parameter in getattr(generator, name).parameters()]
+
+    def _adam(self, generator: ReusableGenerator, lr: float, z: Tensor | None = None) -> torch.optim.Adam:
+        """Adam over the trained parts, each at its own rate, and over z where given."""
+        groups = [
+            {"params": list(getattr(generator, name).parameters()), "lr": lr * rate}
+            for name, rate in self.rates.items()
+        ]
+        if z is not None:
+            groups.append({"params": [z], "lr": self.config.lr_z})
+        return torch.optim.Adam(groups, betas=self.config.adam_betas, fused=True)
+
+    def _noise(self, rng: torch.Generator, count: int | None = None) -> Tensor:
+        shape = (count or self.config.synthesis_batch_size, self.config.nz)
+        return torch.randn(shape, generator=rng, device=self.context.compute.device)
+
+    def recalibrate(self) -> None:
+        """Gives theta BN statistics of its own, always from the same noise: they depend on its weights alone."""
+        rng = self.context.streams.again("recalibration")
+        with self.context.compute.autocast():
+            recalibrate(self.generator, (self._noise(rng) for _ in range(RECALIBRATION)))
+
+    @torch.no_grad()
+    def sample(self, count: int, stream: str = "sample") -> Tensor:
+        self.recalibrate()
+        z = self._noise(self.context.streams[stream], count)
+        with self.context.compute.autocast():
+            x = torch.cat([self.generator.eval()(part) for part in z.split(self.config.synthesis_batch_size)])
+        self.generator.train()
+        return x
+
+    @torch.no_grad()
+    def score(self) -> dict[str, float]:
+        """How well each of g1, g2 inverts the teacher alone, its partner replaced by noise; lower is better.
+
+            score_i = bn * L_bn + oh * CE(T(x), argmax T(x)),   x = d((g_i(z) + u) / 2),   u ~ U(0, 1) per pixel
+
+        The mean over SCORING batches; both see the same z and u. In train mode, as reuse_common and reuse_finetune will
+        run them: d's running statistics are of (g1 + g2) / 2, not of (g_i + u) / 2.
+        """
+        context, rng = self.context, self.context.streams.again("selection")
+        generator, statistics = copy.deepcopy(self.generator).train(), NormStatistics(context.teacher, momentum=0.0)
+        size, totals = context.spec.img_size, {"g1": 0.0, "g2": 0.0}
+        for _ in range(SCORING):
+            z = self._noise(rng)
+            u = torch.rand(len(z), 3, size, size, generator=rng, device=z.device)
+            for name in totals:
+                with context.compute.autocast(), statistics.listening():
+                    logits = context.teacher(generator.d((getattr(generator, name)(z) + u) / 2))
+                L_oh = one_hot_loss(logits, logits.argmax(1))
+                totals[name] += (self.config.bn * statistics.loss() + self.config.oh * L_oh).item()
+        statistics.remove()
+        return {name: total / SCORING for name, total in totals.items()}
+
+    def finish(self) -> Leaving:
+        """The decoder and the network that scores lower (or is named by --reuse_pick) for the next task."""
+        self.recalibrate()
+        scores = self.score()
+        kept = min(scores, key=scores.get) if self.config.reuse_pick == "score" else self.config.reuse_pick
+        left = {GENERATOR_FILE: kept, ABANDONED_FILE: "g2" if kept == "g1" else "g1"}
+        contents = {
+            file: part(network, "generative_network", network.config, self.context.origin | {"part": name})
+            for file, name, network in ((f, n, getattr(self.generator, n)) for f, n in left.items())
+        }
+        size = {"img_size": self.context.spec.img_size}
+        contents[DECODER_FILE] = part(self.generator.d, "decoder", size, self.context.origin)
+        told = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+        remark = f"inversion loss alone: {told}; the next task gets {kept} and d"
+        return Leaving({"score_g1": scores["g1"], "score_g2": scores["g2"], "reused_network": kept}, contents, remark)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator.state_dict(),
+            "meta_optimizer": self.meta_optimizer.state_dict(),
+            "statistics": self.statistics.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.meta_optimizer.load_state_dict(state["meta_optimizer"])
+        self.statistics.load_state_dict(state["statistics"])
+
+
+def build_generator(
+    seed: int, nz: int, ngf: int, img_size: int, generator_path: Path | None = None, decoder_path: Path | None = None
+) -> ReusableGenerator:
+    """G with random parts or, where paths are given, with g2 and d from an earlier task (g2 in the width it was saved).
+
+    Raises:
+        UserError: if a file is not what it should be, or was made for another image size or nz.
+    """
+    networks: dict[str, nn.Module] = {}
+    for name in ("g1", "g2"):
+        with initialising(seed, name):
+            networks[name] = GenerativeNetwork(nz, ngf, img_size)
+    with initialising(seed, "d"):
+        networks["d"] = Decoder()
+    if generator_path is not None:
+        networks["g2"] = load_generative_network(generator_path, nz, img_size)
+    if decoder_path is not None:
+        networks["d"] = load_decoder(decoder_path, img_size)
+    return ReusableGenerator(**networks)

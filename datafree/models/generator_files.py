@@ -1,0 +1,67 @@
+"""What one task leaves for the next, as files: the decoder and one generative network, with where they come from."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import files
+from ..errors import UserError
+from .generator import Decoder, GenerativeNetwork
+from .loading import load_into, state_dict_of
+
+GENERATOR_FILE, DECODER_FILE, ABANDONED_FILE = "gan_reuse.pth", "decoder.pth", "gan_abandon.pth"
+
+
+def load_generative_network(path: Path, nz: int, img_size: int) -> GenerativeNetwork:
+    """A saved generative network, in the width it was saved in.
+
+    Raises:
+        UserError: if the file is not what it should be, or was made for another image size or nz.
+    """
+    what = "reusable generative network"
+    content = _load_part(path, what, "generative_network", img_size=img_size, nz=nz)
+    width = content["config"].get("ngf")
+    if not isinstance(width, int) or not 0 < width <= 4096:
+        raise UserError(f"{what} {path} names no valid width", "give the file that a run wrote")
+    network = GenerativeNetwork(nz, width, img_size)
+    load_into(network, state_dict_of(content, path, what), path, what)
+    return network
+
+
+def load_decoder(path: Path, img_size: int) -> Decoder:
+    """A saved decoder. Raises UserError as :func:`load_generative_network` does."""
+    what = "reusable decoder"
+    content = _load_part(path, what, "decoder", img_size=img_size)
+    decoder = Decoder()
+    load_into(decoder, state_dict_of(content, path, what), path, what)
+    return decoder
+
+
+def _load_part(path: Path, what: str, kind: str, **made_for: int) -> dict[str, Any]:
+    content = files.load(path, what)
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict) or "state_dict" not in content:
+        raise UserError(f"{what} {path} has no configuration", "give the file that an earlier run wrote")
+    if content.get("kind") != kind:
+        raise UserError(f"{what} {path} holds a {content.get('kind')}", f"give a file that holds a {kind}")
+    for name, wanted in made_for.items():
+        if content["config"].get(name) != wanted:
+            was = content["config"].get(name)
+            raise UserError(f"{what} {path} was made for {name} {was}, not {wanted}", "give a matching one")
+    return content
+
+
+def files_in(folder: Path) -> tuple[Path, Path]:
+    """The generative network and the decoder that a run left. Raises UserError where it left none."""
+    paths = folder / GENERATOR_FILE, folder / DECODER_FILE
+    if not all(path.is_file() for path in paths):
+        raise UserError(
+            f"nothing to reuse in {folder}",
+            "run --mode anew first, or give --reuse_generator_path and --reuse_decoder_path",
+        )
+    return paths
+
+
+def part(network: nn.Module, kind: str, config: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
+    """The content of such a file: plain values and tensors."""
+    return {"kind": kind, "config": config, "origin": origin, "state_dict": network.state_dict()}

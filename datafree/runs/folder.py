@@ -1,0 +1,341 @@
+"""The folder of a run: what is in it, how it is written, and what the terminal shows."""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from .. import files
+from ..errors import UserError
+from .snapshot import POOL_FILE, STATE_FILE
+
+FORMAT = 2  # of config.json and last.pth; another's runs are read, but not resumed
+LOCK_FILE, STATUS_FILE, METRICS_FILE = ".lock", "status.json", "metrics.csv"
+COUNTER = "epoch"  # the first column
+WRITTEN = (  # beside what a method leaves, which status.json lists
+    *("config.json", "log.txt", METRICS_FILE, "summary.json", STATUS_FILE, "generator_loss.npy", "synthetic.png"),
+    *("synthetic.pth", "student_last.pth", "best.pth", "report.html", STATE_FILE, POOL_FILE),
+    *("gan_reuse.pth", "decoder.pth", "gan_abandon.pth", "gap.pth"),  # of runs that had no status.json
+)
+
+
+class RunFolder:
+    """Files, terminal and TensorBoard of one run. One process at a time: a lock that ends with the process.
+
+    Args:
+        path: the folder; made where it does not exist.
+        overwrite: whether an earlier run's files may be removed. Other files in the folder are left alone.
+        resume: whether to go on with the files that are there.
+
+    Raises:
+        UserError: if the folder is in use, not empty with neither flag given, or cannot be written.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False, resume: bool = False):
+        self.path, self.left = Path(path), read_status(path).get("files", [])
+        self.bar: tqdm | None = None
+        self._board = self._lock = self._log = None
+        self._columns, self._rows = [COUNTER], []
+        self._started, self._seconds_before = time.perf_counter(), 0.0
+        self._resumed, self._excepthook = resume, threading.excepthook
+        try:
+            self._open(overwrite, resume)
+        except OSError as error:
+            self.close()
+            raise self._cannot_write(error, "choose another folder") from None
+        except UserError:
+            self.close()
+            raise
+
+    def _open(self, overwrite: bool, resume: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        there = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
+        refused = bool(there) and not (overwrite or resume)
+        if not refused or (self.path / LOCK_FILE).exists():  # a refusal makes no file
+            self._take_lock()
+        if refused:
+            raise UserError(
+                f"{self.path} is not empty", "go on with --resume, start anew with --overwrite, or name a --tag"
+            )
+        names = (*WRITTEN, *self.left)
+        for name in names:
+            if (self.path / name).is_dir():
+                raise UserError(f"{self.path / name} is a folder", "a file of the run goes there: move it away")
+        files.remove_unfinished(self.path, names)
+        if not resume:
+            for name in names:
+                (self.path / name).unlink(missing_ok=True)
+            for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
+                events.unlink()
+            self.left = []
+        self._log = open(self.path / "log.txt", "ab", buffering=0)  # noqa: SIM115 (kept open)
+
+    def _take_lock(self) -> None:
+        """Raises UserError where another process has it; a dead process has none, and some file systems know none."""
+        lock = FileLock(self.path / LOCK_FILE, blocking=False)
+        try:
+            lock.acquire()
+            self._lock = lock
+        except Timeout:
+            raise UserError(f"{self.path} is in use by another run", "wait for it, or name a --tag") from None
+        except NotImplementedError:
+            pass
+
+    def _cannot_write(self, error: OSError, remedy: str = "free some space, then --resume") -> UserError:
+        return UserError(f"cannot write {self.path}: {error.strerror or error}", remedy)
+
+    def complete(self) -> bool:
+        """Whether the run in the folder has come to its end; says so."""
+        done = (self.path / "summary.json").exists()
+        if done:
+            self.log(f"{self.path} is complete: nothing to resume")
+        return done
+
+    def start(self, epoch: int = 0, seconds: float = 0.0) -> None:
+        """Begins recording after ``epoch`` epochs that took ``seconds``.
+
+        Later rows of metrics.csv are dropped, and later ones of TensorBoard's are taken back.
+        """
+        self._seconds_before = seconds
+        try:
+            self._read_metrics(epoch)
+            from torch.utils.tensorboard import SummaryWriter  # two seconds to import: not for --help or an error
+
+            threading.excepthook = self._pass_over_board
+            self._board = SummaryWriter(self.path / "tensorboard", purge_step=epoch + 1 if self._resumed else None)
+        except OSError as error:
+            raise self._cannot_write(error, "choose another folder") from None
+
+    def _read_metrics(self, epoch: int) -> None:
+        if self._resumed and (self.path / METRICS_FILE).exists():
+            with open(self.path / METRICS_FILE, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self._rows = [
+                    row for row in reader if (row.get(COUNTER) or "").isdigit() and int(row[COUNTER]) <= epoch
+                ]
+                self._columns = list(reader.fieldnames or [COUNTER])
+        if len(self._rows) < epoch:
+            self.log(f"warning: {self.path / METRICS_FILE} has lost rows since the run was last here; going on without")
+        self._write_metrics()
+
+    def _pass_over_board(self, failure: threading.ExceptHookArgs) -> None:
+        """Keeps TensorBoard's thread from printing what ``record`` is about to report."""
+        if not issubclass(failure.exc_type, OSError):
+            self._excepthook(failure)
+
+    def log(self, line: str = "") -> None:
+        """One line to the terminal (above the progress bar) and to log.txt."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.write(line)
+        else:
+            print(line, flush=True)
+        try:
+            _append(self._log, (line + "\n").encode(errors="backslashreplace"))
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def epochs(self, total: int, done: int = 0) -> Iterator[int]:
+        """done+1..total under the run's one bar (none where the terminal is a file)."""
+        shown = {"unit": COUNTER, "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
+        self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, **shown)
+        return iter(self.bar)
+
+    def record(self, row: Mapping[str, Any], line: str) -> None:
+        """An epoch: a row of metrics.csv (None leaves a cell empty), the same scalars in TensorBoard, a log line.
+
+        A column that was not there before gets its place in the header, and empty cells above.
+        """
+        values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        columns = ordered([*self._columns, *(name for name in row if name not in self._columns)])
+        try:
+            self._rows.append(values)
+            if columns != self._columns or not (self.path / METRICS_FILE).exists():
+                self._columns = columns
+                self._write_metrics()
+            else:
+                with open(self.path / METRICS_FILE, "ab", buffering=0) as file:
+                    _append(file, _csv_line([values.get(name) for name in columns]))
+            for key, value in row.items():
+                if value is not None and key != COUNTER:
+                    self._board.add_scalar(key, value, row[COUNTER])
+            self._board.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        if self.bar is not None:
+            shown = [key for key in ("loss_generator", "loss_kd", "loss", "accuracy") if row.get(key) is not None]
+            self.bar.set_postfix({key.removeprefix("loss_"): f"{row[key]:.4g}" for key in shown})
+        self.log(line)
+
+    def _write_metrics(self) -> None:
+        lines = [self._columns, *([row.get(name) for name in self._columns] for row in self._rows)]
+        files.write_whole(self.path / METRICS_FILE, lambda file: file.write(b"".join(map(_csv_line, lines))))
+
+    def show_images(self, step: int, x: Tensor, most: int = 64) -> None:
+        """The newest synthetic batch (B, C, H, W) in [0, 1]: synthetic.png, synthetic.pth, TensorBoard."""
+        x = x.detach().float().cpu()
+        grid = make_grid(x[:most], nrow=8, padding=1, pad_value=1.0)
+        try:
+            self._board.add_image("synthetic", grid, step)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        self.save("synthetic.pth", x)
+        files.write_whole(self.path / "synthetic.png", lambda file: file.write(_png(grid)))
+
+    def save(self, name: str, content: Any) -> None:
+        """A .pth file of tensors and plain values, whole or not at all. Raises ValueError for a name that is a path."""
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is no plain file name")
+        if name not in WRITTEN and name not in self.left:
+            self.left = [*self.left, name]
+            self.status("running")  # lists it before it is there
+        files.write_whole(self.path / name, lambda file: torch.save(content, file))
+
+    def save_array(self, name: str, values: list[float]) -> None:
+        """A .npy file of a list of numbers, in float32."""
+        import numpy
+
+        files.write_whole(self.path / name, lambda file: numpy.save(file, numpy.asarray(values, numpy.float32)))
+
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """config.json of the run's first start; a resumption leaves it, and says what differs in the environment."""
+        path = self.path / "config.json"
+        if not (self._resumed and path.exists()):
+            self.save_json("config.json", {"format": FORMAT} | dict(config))
+            return
+        before = json.loads(path.read_text(encoding="utf-8")).get("environment", {})
+        now = config["environment"]
+        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+        if changed:
+            self.log(f"warning: begun in another environment, numbers may differ in rounding: {', '.join(changed)}")
+
+    def save_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """A JSON file, indented."""
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        files.write_whole(self.path / name, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+    def status(self, state: str, **more: Any) -> None:
+        """status.json, for whatever waits for the run: running, stopped, failed or finished, and who writes it."""
+        self.save_json(STATUS_FILE, {"state": state, "process": os.getpid(), "files": self.left, **more})
+
+    def seconds(self) -> float:
+        """The run's so far: since this process opened the folder, and those of the processes before."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, with the time, and says where everything is."""
+        self.save_json("summary.json", {**summary, "seconds_total": self.seconds()})
+        accuracy = summary["accuracy_last"]
+        result = f"agreement {summary['agreement']:.2f} %" if accuracy is None else f"accuracy {accuracy:.2f} %"
+        self.status("finished", epoch=summary["epochs"])
+        self.log(f"finished: {result} after {self.seconds():.0f} s; {self.path}")
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and read_status(self.path).get("state") == "running":
+            with suppress(UserError):  # the disk may be what failed
+                self.status("failed", message=str(error))
+        self.close()
+
+    def close(self) -> None:
+        """Closes the bar and the open files, and lets go of the lock."""
+        for opened in (self.bar, self._board, self._log):
+            if opened is not None:
+                with suppress(OSError):  # a full disk has been reported by now
+                    opened.close()
+        if self._lock is not None:
+            self._lock.release()
+        threading.excepthook = self._excepthook
+
+
+def read_status(folder: Path | str) -> dict[str, Any]:
+    """What status.json of a run folder says; empty where there is none that can be read."""
+    try:
+        status = json.loads((Path(folder) / STATUS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def ordered(columns: list[str]) -> list[str]:
+    """The counter, losses, whatever else, the learning rate, seconds; each kind in the order that it came."""
+
+    def place(name: str) -> int:
+        if name in (COUNTER, "round"):
+            return 0
+        return 1 if name.startswith("loss") else 4 if name.startswith("seconds") else 3 if name == "lr" else 2
+
+    return sorted(columns, key=place)
+
+
+def _append(file: io.FileIO, data: bytes) -> None:
+    """All of it or nothing, with no buffer that could come out later. Raises OSError."""
+    before, written = os.fstat(file.fileno()).st_size, 0
+    try:
+        while written < len(data):
+            written += file.write(data[written:])
+    except OSError:
+        with suppress(OSError):
+            file.truncate(before)
+        raise
+
+
+def _csv_line(cells: list[Any]) -> bytes:
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(cells)
+    return line.getvalue().encode()
+
+
+def _png(grid: Tensor) -> bytes:
+    from torchvision.transforms.functional import to_pil_image
+
+    buffer = io.BytesIO()
+    to_pil_image(grid).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def folder_name(*parts: str | None) -> str:
+    """The parts that are not None, joined by hyphens; a path among them gives its last name."""
+    return "-".join(part.replace("imagefolder:", "").rstrip("/").rsplit("/", 1)[-1] for part in parts if part)
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a number depends on besides the arguments: versions, commit, device."""
+    import numpy
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "git_commit": _git_commit(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _git_commit() -> str:
+    """The commit that this code is at, with "+" where files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,188 @@
+"""The bookkeeping of a loop over epochs: how far it is, what it records, when it saves, how it stops and goes on.
+
+for epoch in run.epochs()
+    ... run.lap("seconds_synthesis") ...
+    run.record(row)             a row of metrics.csv
+    run.save()                  where it is due; raises Stopped where a signal asked for an end
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .. import configuration
+from ..configuration import knob
+from ..engine.device import Compute, peak_memory_mb
+from ..engine.evaluation import Score
+from ..engine.readings import Readings, Stopwatch
+from ..errors import check_weights_finite, not_finite_in
+from .folder import RunFolder
+from .snapshot import Snapshot
+from .stopping import Stopped, StopRequests
+
+
+@dataclass(frozen=True)
+class SavingConfig(configuration.Config):
+    """When the state is saved."""
+
+    save_every: str = knob(
+        "1",
+        "epochs, or seconds as in 60s, between two saves of the state; a stop and the last epoch always save",
+        check=lambda text: period(text),
+        unit="N|Ns",
+        free=True,
+    )
+
+
+def period(text: str) -> tuple[float, bool]:
+    """``"5"`` -> (5, False), epochs; ``"30s"`` -> (30, True), seconds. Raises ValueError for anything else."""
+    digits, seconds = text.removesuffix("s"), text.endswith("s")
+    if not digits.isdigit() or int(digits) < 1:
+        raise ValueError(f"{text!r} is neither a number of epochs, as 5, nor of seconds, as 30s")
+    return int(digits), seconds
+
+
+@dataclass
+class Progress:
+    """What is true after ``epoch`` epochs, apart from the state of the networks.
+
+    Attributes:
+        epoch, rounds: done.
+        generator_loss: one value a generator iteration.
+        score, best: of the newest and of the best network.
+        seconds: spent so far, by purpose.
+        seconds_total: spent by all processes so far.
+    """
+
+    epoch: int = 0
+    rounds: int = 0
+    generator_loss: list[float] = field(default_factory=list)
+    score: Score = Score()
+    best: Score = Score()
+    seconds: dict[str, float] = field(default_factory=dict)
+    seconds_total: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state | {"score": Score(**state["score"]), "best": Score(**state["best"])})
+
+
+class Run:
+    """One run in its folder.
+
+    Args:
+        folder: opened.
+        snapshot: what is saved and restored; gets the progress as a part of its own.
+        epochs: in all.
+        compute: device and precision.
+        config: when to save.
+        stop: signals.
+        resume: whether to go on from what is saved.
+        command: that goes on with a stopped run, as "python main.py".
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        snapshot: Snapshot,
+        epochs: int,
+        compute: Compute,
+        config: SavingConfig,
+        stop: StopRequests,
+        resume: bool,
+        command: str,
+    ):
+        self.folder, self.snapshot, self.total, self.compute, self.stop = folder, snapshot, epochs, compute, stop
+        self.command, self.every = command, period(config.save_every)
+        self.progress = Progress()
+        snapshot.parts["progress"] = self.progress
+        if resume:
+            snapshot.load()
+        self._files: dict[str, Any] = {}  # to be written with the next save
+        self._saved = self.progress.epoch, folder.seconds()
+        self._clock = Stopwatch(compute.device)
+        folder.start(self.progress.epoch, self.progress.seconds_total)
+        folder.status("running", epoch=self.progress.epoch, epochs=epochs)
+
+    def epochs(self) -> Iterator[int]:
+        """Those still to do, from 1."""
+        for epoch in self.folder.epochs(self.total, self.progress.epoch):
+            self._clock = Stopwatch(self.compute.device)
+            yield epoch
+            if self.progress.epoch != epoch:
+                raise RuntimeError(f"epoch {epoch} was not recorded")
+
+    def checked(self, epoch: int) -> AbstractContextManager[None]:
+        """Within, a number that became NaN ends the run in one line that says where."""
+        return not_finite_in(f"epoch {epoch}")
+
+    def lap(self, name: str) -> None:
+        """Ends a stretch of that name; a column of its own."""
+        self._clock.lap(name)
+
+    def terms(self, epoch: int, readings: Readings, networks: Mapping[str, nn.Module], steps: int) -> dict[str, float]:
+        """The means of what was reported. Raises UserError where one, or a weight, became NaN or infinite."""
+        with self.checked(epoch):  # nothing before waits for the device
+            means = readings.means()
+            check_weights_finite(networks, steps)
+        self.progress.generator_loss += readings.series.get("loss_generator", [])
+        return means
+
+    def scored(self, score: Score, contents: dict[str, Any]) -> None:
+        """Takes a score, and what to save of the network that has it."""
+        state = {name: value.detach().clone() for name, value in contents["state_dict"].items()}
+        contents = contents | {"state_dict": state, "accuracy": score.accuracy, "agreement": score.agreement}
+        self._files["student_last.pth"] = contents
+        if score.beats(self.progress.best):
+            self.progress.best = score
+            self._files["best.pth"] = contents
+        self.progress.score = score
+
+    def record(self, epoch: int, row: dict[str, Any]) -> None:
+        """The end of an epoch: its row, its seconds, its line."""
+        seconds = self._clock.seconds()
+        for name, value in seconds.items():
+            self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + value
+        self.progress.epoch = epoch
+        row = {"epoch": epoch} | row | seconds
+        self.folder.record(row, epoch_line(row, self.total))
+
+    def save(self) -> None:
+        """The state, where it is due. Raises Stopped after a signal, once it is saved."""
+        progress = self.progress
+        (count, in_seconds), (epoch, then) = self.every, self._saved
+        due = self.folder.seconds() - then >= count if in_seconds else progress.epoch - epoch >= count
+        stopped = self.stop.received
+        if due or stopped or progress.epoch == self.total:
+            for name, contents in self._files.items():
+                self.folder.save(name, contents)
+            self._files = {}
+            progress.seconds_total = self.folder.seconds()
+            self.snapshot.save()
+            self._saved = progress.epoch, self.folder.seconds()
+        if stopped:
+            self.folder.status("stopped", epoch=progress.epoch, epochs=self.total)
+            go_on = f"{self.command} --resume {shlex.quote(str(self.folder.path))}"
+            raise Stopped(stopped, f"stopped after epoch {progress.epoch}; go on: {go_on}")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """summary.json, from what was recorded and from what is given."""
+        progress = self.progress
+        told = {"accuracy_last": progress.score.accuracy, "accuracy_best": progress.best.accuracy}
+        told |= {"epochs": progress.epoch, **progress.seconds, "peak_memory_mb": peak_memory_mb(self.compute.device)}
+        self.folder.finish(told | dict(summary))
+
+
+def epoch_line(row: Mapping[str, Any], total: int) -> str:
+    """One line for people: epoch, losses without their prefix, accuracy, seconds."""
+    parts = [f"epoch {row['epoch']:>{len(str(total))}}/{total}"]
+    parts += [f"{key.removeprefix('loss_')} {row[key]:.3f}" for key in row if key.startswith("loss")]
+    parts += [f"{key} {row[key]:.2f} %" for key in ("accuracy", "agreement") if row.get(key) is not None]
+    seconds = sum(value for key, value in row.items() if key.startswith("seconds"))
+    return "  ".join([*parts, f"{seconds:.1f} s"])

@@ -1,1 +1,0 @@
-"""Ways to make images without data, one file each."""

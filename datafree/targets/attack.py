@@ -1,0 +1,203 @@
+"""Targets under the adversarial-example attack: real labels contradict the teacher now and then, so do these.
+
+1. Train P       at every generator iteration, on its images x and the teacher's logits on them
+       y- = argmin_c T(x)_c
+       x' = clamp(x + bound * P(x))                    pixels in [0, 1]; P reads them as the teacher does, normalised
+       P <- Adam(log CE(T(x'), y-))
+2. Attack        x' = clamp(x + bound * P(x));  (label, c), (label', c') = argmax and max of softmax T(x), T(x')
+3. Swap          where label' = label and c' >= c:  x <-> x',  T(x) <-> T(x'),  c <-> c'
+4. Attack with probability pa
+       a ~ Bernoulli(pa) per sample
+       the student gets x' and T(x') where a, else x and T(x);  its hard label is argmax T(x) in either case
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..configuration import knob
+from ..data.augmentation import to_levels
+from ..data.batch import Batch, Column
+from ..data.pool import image_column
+from ..engine.context import Context
+from ..engine.randomness import initialising
+from ..models.classifier import Classifier
+from ..models.perturbation import PerturbationNetwork
+from .hard import Hard, Lesson
+
+SMALLEST_CE = torch.finfo(torch.float32).eps  # below it fp32 cannot tell a cross-entropy from 0
+
+
+def perturb(P: nn.Module, x: Tensor, bound: float, teacher: Classifier) -> Tensor:
+    """x' = clamp(x + bound * P(x)): pixels (B, C, H, W) in [0, 1] to such pixels.
+
+    Args:
+        P: normalised images to [-1, 1], of the same shape.
+        x: pixels.
+        bound: in pixels of [0, 1].
+        teacher: for the normalisation that P reads images in.
+    """
+    normalised = ((x - teacher.mean) / teacher.std).contiguous(memory_format=torch.channels_last)
+    return torch.clamp(x + bound * P(normalised), 0, 1)
+
+
+def attack_loss(attacked_logits: Tensor, y_minus: Tensor) -> Tensor:
+    """log of the mean over B of CE(T(x'), y-), in fp32: (B, C) and (B,) -> scalar, the log of nats.
+
+    The logarithm keeps the gradient's size as the cross-entropy falls. Where that is 0 to fp32's precision, the loss is
+    constant (-15.9) with gradient 0, rather than -inf with gradient NaN.
+    """
+    return F.cross_entropy(attacked_logits.float(), y_minus).clamp_min(SMALLEST_CE).log()
+
+
+def mix(clean: Tensor, attacked: Tensor, mask: Tensor) -> Tensor:
+    """The attacked sample where ``mask`` (B,), else the clean one: (B, ...) twice -> a new (B, ...)."""
+    return torch.where(mask.view(-1, *[1] * (clean.ndim - 1)), attacked, clean)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """c = max_c softmax(logits)_c, in fp32: (B, C) -> (B,)."""
+    return logits.float().softmax(1).amax(1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Images (B, C, H, W) and their attacked twins, with the teacher's logits (B, classes) on both."""
+
+    images: Tensor
+    twins: Tensor
+    logits: Tensor
+    twin_logits: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """The hard labels of both twins: the class of the clean one, (B,)."""
+        return self.logits.argmax(1)
+
+    @property
+    def succeeded(self) -> Tensor:
+        """Where the attack changed the predicted class: bool (B,)."""
+        return self.twin_logits.argmax(1) != self.labels
+
+
+def swap(pair: Pair) -> tuple[Pair, Tensor]:
+    """Twins of one class change places where the attacked one is no less confident.
+
+    Returns:
+        The pair after it, all tensors new, and which samples changed places: bool (B,).
+    """
+    swapped = ~pair.succeeded & (confidence(pair.twin_logits) >= confidence(pair.logits))
+    after = Pair(
+        images=mix(pair.images, pair.twins, swapped),
+        twins=mix(pair.twins, pair.images, swapped),
+        logits=mix(pair.logits, pair.twin_logits, swapped),
+        twin_logits=mix(pair.twin_logits, pair.logits, swapped),
+    )
+    return after, swapped
+
+
+class Attack(Hard):
+    """Hard targets with P and its training. Draws which samples are attacked from the stream "attack"."""
+
+    suffix = "-hl"
+
+    @dataclass(frozen=True)
+    class Config(Hard.Config):
+        pa: float = knob(0.001, "of samples attacked: raise it for more contradiction", low=0, high=1, unit="SHARE")
+        attack_bound: float = knob(
+            10.0,
+            "largest change of a pixel, in 1/255: raise it until the attack changes classes",
+            low=0,
+            high=255,
+            unit="LEVELS",
+        )
+        p_width: int = knob(64, "width of P; lower is faster", low=1, high=2**16, unit="CHANNELS")
+        lr_p: float = knob(2e-4, "learning rate of P's Adam", above=0)
+        p_betas: tuple[float, float] = knob((0.5, 0.999), "of P's Adam", low=0, high=0.9999, unit="BETA")
+        no_swap: bool = knob(False, "no identity swap of clean and attacked samples")
+        attack_at: str = knob(
+            "pool",
+            "attack an image once, as it enters the pool, or at every distillation step (much slower)",
+            choices=("pool", "step"),
+        )
+
+    def __init__(self, context: Context, config: "Attack.Config"):
+        super().__init__(context, config)
+        with initialising(context.streams.seed, "P"):
+            network = PerturbationNetwork(config.p_width)
+        self.P, self.bound = context.compute.place(network), config.attack_bound / 255
+        self.optimizer = torch.optim.Adam(self.P.parameters(), lr=config.lr_p, betas=config.p_betas, fused=True)
+        context.observers.append(self.train_step)
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        if self.config.attack_at == "step":
+            return {}
+        return {"twins": image_column(self.context.spec.img_size), "labels": ((), torch.int64)}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"P": self.P}
+
+    def train_step(self, x: Tensor, teacher_logits: Tensor) -> None:
+        """Step 1: one update of P on pixels x (B, C, H, W) and the teacher's logits on them; reports "loss_gap"."""
+        y_minus = teacher_logits.argmin(1)
+        self.P.train()
+        with self.context.compute.autocast():
+            attacked_logits = self.context.answering(perturb(self.P, x, self.bound, self.context.teacher))
+        loss = attack_loss(attacked_logits, y_minus)
+        self.context.backward(loss, list(self.P.parameters()))
+        self.optimizer.step()
+        self.context.report({"loss_gap": loss})
+
+    @torch.no_grad()
+    def pair(self, x: Tensor) -> Pair:
+        """Step 2: pixels with their twins, each computed by itself (P in eval mode), before any swap."""
+        self.P.eval()
+        with self.context.compute.autocast():
+            twins = perturb(self.P, x, self.bound, self.context.teacher)
+        return Pair(x, twins, self.context.answers(x), self.context.answers(twins))
+
+    def swapped_pair(self, x: Tensor) -> Pair:
+        """Steps 2 and 3; reports how many attacks succeeded and how many twins changed places."""
+        pair = self.pair(x)
+        after, swapped = (pair, torch.zeros_like(pair.succeeded)) if self.config.no_swap else swap(pair)
+        rates = {"attack_success": pair.succeeded, "swap_rate": swapped}
+        self.context.report({name: chosen.float().mean() for name, chosen in rates.items()})
+        return after
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Attacks images as they enter the pool: twins as levels, and the hard labels of both."""
+        if self.config.attack_at == "step":
+            return batch
+        pair = self.swapped_pair(batch.images)
+        return Batch(pair.images, batch.columns | {"twins": to_levels(pair.twins), "labels": pair.labels})
+
+    def lesson(self, batch: Batch) -> Lesson:
+        """Step 4. Twins and labels come with the images; or the whole batch is attacked anew: as published, and dearer
+        than all the rest of the step."""
+        rng = self.context.streams["attack"]
+        attacked = torch.rand(len(batch), generator=rng, device=rng.device) < self.config.pa
+        self.context.report({"attacked_rate": attacked.float().mean()})
+        if self.config.attack_at == "step":
+            pair = self.swapped_pair(batch.images)
+            images, logits = mix(pair.images, pair.twins, attacked), mix(pair.logits, pair.twin_logits, attacked)
+            return Lesson(images, logits, pair.labels)
+        images = mix(batch.images, batch.columns["twins"], attacked)
+        teacher_logits = self.context.answers(images)
+        return Lesson(images, teacher_logits, mix(teacher_logits.argmax(1), batch.columns["labels"], attacked))
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """P for analysis, with what it takes to use it."""
+        content = {"kind": "perturbation_network", "config": self.P.config, "bound": self.bound}
+        return {"gap.pth": content | {"state_dict": self.P.state_dict(), "origin": self.context.origin}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"P": self.P.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.P.load_state_dict(state["P"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,45 @@
+"""Hard targets: L_S = alpha * L_kd + beta * CE(S(x), label), label = argmax T(x)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..configuration import knob
+from ..data.batch import Batch
+from ..losses.kd import distillation_loss, hard_loss
+from ..models.classifier import Classifier
+from .soft import Soft
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a step teaches: pixels (B, C, H, W), the teacher's logits on them (B, classes), hard labels (B,)."""
+
+    images: Tensor
+    teacher_logits: Tensor
+    labels: Tensor
+
+
+class Hard(Soft):
+    """The teacher's class beside its softened answer: such a label never contradicts the teacher."""
+
+    suffix = "-hl-noaea"
+
+    @dataclass(frozen=True)
+    class Config(Soft.Config):
+        alpha: float = knob(0.9, "of the softened answers' KL", low=0, unit="WEIGHT")
+        beta: float = knob(0.1, "of the hard labels' cross-entropy", low=0, unit="WEIGHT")
+
+    def lesson(self, batch: Batch) -> Lesson:
+        """What this batch teaches."""
+        teacher_logits = self.context.answers(batch.images)
+        return Lesson(batch.images, teacher_logits, teacher_logits.argmax(1))
+
+    def loss(self, batch: Batch, student: Classifier) -> Tensor:
+        lesson, config = self.lesson(batch), self.config
+        student_logits = self.context.ask(student, lesson.images)
+        L_kd = distillation_loss(lesson.teacher_logits, student_logits, config.T)
+        L_hard = hard_loss(student_logits, lesson.labels)
+        contradicted = (lesson.labels != lesson.teacher_logits.argmax(1)).float().mean()
+        self.context.report({"loss_kd": L_kd, "loss_hard": L_hard, "label_disagreement": contradicted})
+        return config.alpha * L_kd + config.beta * L_hard
