@@ -18,6 +18,7 @@ from torch import nn
 from .cli.flags import LengthConfig, MachineConfig, distillation_configs
 from .configuration import plain, resolve
 from .data.augmentation import Augmentation, to_levels
+from .data.batch import Batch
 from .data.placement import choose_placement
 from .data.pool import ImagePool, bytes_per_image, image_column
 from .data.specs import DatasetSpec, Images, TensorImages
@@ -90,15 +91,21 @@ def loop(job: Job, run: Run, evaluation: Evaluation) -> None:
             if not warmup:
                 student.learn(pool if method.pooled else method, targets, kd_steps)
             run.lap("seconds_distillation")
-        row = {"lr": student.lr} | run.terms(epoch, job.context.read(), job.networks, sum(length.rounds))
-        if not warmup and (epoch % length.eval_every == 0 or epoch == length.epochs):
-            row |= evaluate(job, run, evaluation, epoch)
-        if epoch == length.epochs or epoch % max(1, length.epochs // PICTURES) == 0:
-            run.folder.show_images(epoch, method.sample(64) if batch is None else batch.images)
-        run.lap("seconds_evaluation")
-        run.record(epoch, {"round": epoch * len(length.rounds)} | row)
+        take_stock(job, run, evaluation, epoch, batch)
         run.save()
     leave(job, run, evaluation)
+
+
+def take_stock(job: Job, run: Run, evaluation: Evaluation, epoch: int, batch: Batch | None) -> None:
+    """The end of an epoch: reads what was reported, evaluates the student, shows the newest images, records."""
+    length, last = job.length, epoch == job.length.epochs
+    row = {"lr": job.student.lr} | run.terms(epoch, job.context.read(), job.networks, sum(length.rounds))
+    if epoch > length.warmup and (last or epoch % length.eval_every == 0):
+        row |= evaluate(job, run, evaluation, epoch)
+    if last or epoch % max(1, length.epochs // PICTURES) == 0:
+        run.folder.show_images(epoch, job.method.sample(64) if batch is None else batch.images)
+    run.lap("seconds_evaluation")
+    run.record(epoch, {"round": epoch * len(length.rounds)} | row)
 
 
 def evaluate(job: Job, run: Run, evaluation: Evaluation, epoch: int) -> dict[str, float | None]:

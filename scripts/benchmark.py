@@ -3,31 +3,49 @@
     python scripts/benchmark.py --teacher resnet34 --student resnet18 --dataset cifar10
     python scripts/benchmark.py --hl --json run/benchmark.json
 
-Random weights and random images: no checkpoint and no data set is needed. What is measured: datafree/benchmark.py.
+kd, synth, attack, eval, save, round: the code that main.py runs, with drawing, augmentation, losses and logging; train:
+that of train_scratch.py; floors and unit: floors.py. All are measured in turn, over and over, so that what else the
+machine does falls on all of them. Random weights and images: no checkpoint and no data set is needed.
 """
 
+import copy
+import io
 import json
 import sys
 import tempfile
 from argparse import Namespace
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datafree.arguments import Parser, number
-from datafree.data.datasets import DatasetSpec
-from datafree.device import Compute
-from datafree.entry import run_program
-from datafree.flags import distillation_parser
-from datafree.run_folder import environment
+import torch
+from floors import Measure, floors, flops, matmul_rate, timed, unit
 
 import registry
-from datafree import benchmark, device, task
-from datafree.benchmark import MATRICES, HotPath, timed
-from main import complete
+from datafree import api
+from datafree.cli.program import run_program
+from datafree.configuration import plain
+from datafree.data.augmentation import Augmentation
+from datafree.data.placement import Placement
+from datafree.data.pool import ImagePool
+from datafree.data.specs import DatasetSpec, TensorImages
+from datafree.engine import device
+from datafree.engine.device import Compute
+from datafree.engine.evaluation import Evaluation
+from datafree.engine.randomness import Streams
+from datafree.engine.training import Training
+from datafree.methods.aeahl_rg import AeahlRg
+from datafree.models.classifier import Classifier
+from datafree.runs.folder import RunFolder, environment
+from datafree.runs.run import Run, SavingConfig
+from datafree.runs.snapshot import Snapshot
+from datafree.runs.stopping import StopRequests
+from main import command_line
 
 BATCHES, POOLS = (1, 2, 4), (1_000, 10_000, 100_000)
+TRAIN_STEPS, TEST_IMAGES = 4, 1000
 FLAGS = {  # of main.py, with what they are here unless given; chosen by us to finish in minutes on two cores
     "teacher": "resnet20",
     "student": "resnet8",
@@ -36,7 +54,6 @@ FLAGS = {  # of main.py, with what they are here unless given; chosen by us to f
     "g_steps": 10,
     "kd_steps": 40,
     "ngf": 64,
-    "p_width": 64,
     "device": "auto",
     "precision": "auto",
 }
@@ -45,16 +62,17 @@ SWITCHES = ("hl", "compile", "no_compile")
 
 def main(argv: list[str]) -> None:
     options = parsed(argv)
-    args = flags_of_main(options, options.batch_size)
-    spec, compute = registry.dataset_spec(args), device.choose(args.device, args.precision)
-    print(f"{args.teacher} > {args.student}, {spec.name} at {spec.img_size} pixels; {compute}", flush=True)
+    values = flags_of_main(options, options.batch_size)
+    spec, compute = registry.dataset_spec(values), device.choose(values.device, values.precision)
+    print(f"{values.teacher} > {values.student}, {spec.name} at {spec.img_size} pixels; {compute}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(args, spec, compute, options.repeats, Path(folder) / "1")
+        found = measured(values, spec, compute, options.repeats, Path(folder) / "1")
         print(report(found), flush=True)
         if options.growth:
             found["growth"] = growth(options, spec, compute, Path(folder))
             print(growth_report(found["growth"]))
-    found |= {"settings": vars(options) | {"json": str(options.json)}, "environment": environment(str(compute))}
+    settings = {name: plain(value) for name, value in vars(options).items()}
+    found |= {"settings": settings, "environment": environment(str(compute))}
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -62,14 +80,17 @@ def main(argv: list[str]) -> None:
 
 def parsed(argv: list[str]) -> Namespace:
     """The command line."""
-    parser = Parser(prog="benchmark.py", description="Measure the hot path against its floors.")
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="benchmark.py", description="Measure the hot path against its floors.")
     of_main = parser.add_argument_group("flags of main.py, which checks them")
     for name, default in FLAGS.items():
-        of_main.add_argument(f"--{name}", default=default, type=type(default), help="see main.py --help")
+        of_main.add_argument(f"--{name}", default=default, type=type(default), help=f"default: {default}")
+    of_main.add_argument("--p_width", default=64, type=int, help="with --hl; default: 64")
     for name in SWITCHES:
         of_main.add_argument(f"--{name}", action="store_true", help="see main.py --help")
     own = parser.add_argument_group("benchmark")
-    own.add_argument("--repeats", type=number(int, 1), default=5, metavar="N", help="of everything, after a warm-up")
+    own.add_argument("--repeats", type=int, default=5, metavar="N", help="of everything, after a warm-up (default: 5)")
     own.add_argument("--growth", action="store_true", help="also at 2 and 4 times the batch, and with larger pools")
     own.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     return parser.parse_args(argv)
@@ -79,32 +100,38 @@ def flags_of_main(options: Namespace, batch_size: int) -> Namespace:
     """The flags of main.py that these options stand for; both batches have the size given."""
     line = [f"--{name}={getattr(options, name)}" for name in FLAGS if name != "batch_size"]
     line += [f"--{name}" for name in SWITCHES if getattr(options, name)]
+    line += [f"--p_width={options.p_width}"] * options.hl
     line += [f"--batch_size={batch_size}", f"--synthesis_batch_size={batch_size}", "--warmup=0"]
-    args = distillation_parser().resolve(line, registry.distillation_preset)
-    complete(args)
-    return args
+    return command_line(line)[1]
 
 
-def measured(args: Namespace, spec: DatasetSpec, compute: Compute, repeats: int, folder: Path) -> dict[str, Any]:
+def random_classifier(name: str, spec: DatasetSpec) -> Classifier:
+    """Of random weights, with the BN statistics that these meet on noise, so that its answers stay finite."""
+    classifier = registry.classifier(name, spec)
+    with torch.no_grad():
+        for _ in range(10):
+            classifier.network.train()(torch.randn(16, 3, spec.img_size, spec.img_size))
+    return classifier
+
+
+def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: int, folder: Path) -> dict[str, Any]:
     """Everything, at one batch size."""
     device.reset_peak_memory(compute.device)
-    teacher, student = (
-        benchmark.random_classifier(registry.MODELS, name, spec) for name in (args.teacher, args.student)
-    )
-    args.teacher_path = benchmark.saved(teacher, folder.with_suffix(".pth"))
-    floors = benchmark.floors(teacher, student, args, spec.img_size, compute.device)
-    built = task.build(args, spec, compute, registry.MODELS)
-    with HotPath(args, built, folder) as hot:
-        others = {"train": benchmark.training(teacher, args, built)}
-        others["unit"] = benchmark.unit(registry.MODELS["resnet18"](10), compute.device)
-        times = timed(floors | hot.measures | others, repeats, compute.device)
+    teacher, student = (random_classifier(name, spec) for name in (values.teacher, values.student))
+    measures = floors(teacher.network, student.network, values, spec.img_size, compute.device)
+    measures["train"] = training(copy.deepcopy(teacher), values, compute, spec)
+    measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
+    job = api.prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute)
+    with RunFolder(folder) as opened, StopRequests() as stop:
+        hot = hot_path(job, opened, stop)
+        times = timed(measures | hot, repeats, compute.device)
         memory = device.peak_memory_mb(compute.device)
-        flops = {name: benchmark.flops(hot.measures[name]) for name in ("kd", "synth")}
-    rate = benchmark.matmul_rate(compute, MATRICES)
-    times["kd"], times["train"] = times["kd"].each(args.kd_steps), times["train"].each(benchmark.TRAIN_STEPS)
-    flops["kd"] /= args.kd_steps
+        counts = {name: flops(hot[name]) for name in ("kd", "synth")}
+    rate = matmul_rate(compute)
+    times["kd"], times["train"] = times["kd"].each(values.kd_steps), times["train"].each(TRAIN_STEPS)
+    counts["kd"] /= values.kd_steps
     return {
-        "batch_size": args.batch_size,
+        "batch_size": values.batch_size,
         "seconds": {name: {"median": t.median, "spread": t.spread, "all": t.seconds} for name, t in times.items()},
         "ratios": {
             "kd/floor_kd": times["kd"].over(times["floor_kd"]),
@@ -113,37 +140,99 @@ def measured(args: Namespace, spec: DatasetSpec, compute: Compute, repeats: int,
             "round/unit": times["round"].over(times["unit"]),
         },
         "samples_per_second": {
-            "kd": args.batch_size / times["kd"].median,
-            "synth": args.batch_size * args.g_steps / times["synth"].median,
-            "train": args.batch_size / times["train"].median,
-            "eval": HotPath.TEST_IMAGES / times["eval"].median,
+            "kd": values.batch_size / times["kd"].median,
+            "synth": values.batch_size * values.g_steps / times["synth"].median,
+            "train": values.batch_size / times["train"].median,
+            "eval": TEST_IMAGES / times["eval"].median,
         },
         "matmul_tflops": rate / 1e12,
-        "share_of_matmul_rate": {name: count / times[name].median / rate for name, count in flops.items()},
+        "share_of_matmul_rate": {name: count / times[name].median / rate for name, count in counts.items()},
         "peak_memory_mb": memory,
-        "pool_bytes_per_image": built.pool.bytes_per_image,
+        "pool_bytes_per_image": job.pool.bytes_per_image,
     }
+
+
+def hot_path(job: api.Job, folder: RunFolder, stop: StopRequests) -> dict[str, Measure]:
+    """What main.py runs, cut into pieces to be measured one by one; the job's state moves on with every call."""
+    values, compute, size = job.values, job.context.compute, job.context.spec.img_size
+    shape = (TEST_IMAGES, 3, size, size)
+    test = TensorImages(torch.randint(256, shape).to(torch.uint8), torch.zeros(TEST_IMAGES).long())
+    evaluation, pool = Evaluation(job.context.teacher, test, compute), filled_pool(job, 1000)
+    snapshot = Snapshot(folder.path, job.parts, job.pool)
+    run = Run(folder, snapshot, job.length.epochs, compute, SavingConfig(), stop, False, "")
+    images = torch.rand(values.synthesis_batch_size, 3, size, size, device=compute.device)
+
+    def learn() -> None:
+        job.student.learn(pool, job.targets, values.kd_steps)
+        job.context.read().means()
+
+    def synthesize() -> None:
+        job.method.synthesize(warmup=False)
+        job.context.read().means()
+
+    def round_() -> None:  # as in api.loop, saving apart
+        job.pool.clear()
+        batch = job.method.synthesize(warmup=False)
+        job.pool.add(job.targets.prepare(batch))
+        job.student.learn(job.pool, job.targets, values.kd_steps)
+        with redirect_stdout(io.StringIO()):
+            api.take_stock(job, run, evaluation, 1, None)
+
+    def attack() -> None:  # K steps of P's training, and a batch that enters the pool
+        logits = job.context.answers(images)
+        for _ in range(values.g_steps):
+            job.targets.train_step(images, logits)
+        job.pool.clear()
+        job.pool.add(job.targets.prepare(api.Batch(images)))
+        job.context.read().means()
+
+    def evaluate() -> None:
+        evaluation.score(job.student.classifier)
+
+    measures = {"kd": learn, "synth": synthesize, "eval": evaluate, "round": round_, "save": snapshot.save}
+    return measures | ({"attack": attack} if "P" in job.targets.networks else {})
+
+
+def training(classifier: Classifier, values: Namespace, compute: Compute, spec: DatasetSpec) -> Measure:
+    """An epoch of train_scratch.py over TRAIN_STEPS batches of random images."""
+    count = TRAIN_STEPS * values.batch_size
+    shape = (count, 3, spec.img_size, spec.img_size)
+    images = TensorImages(torch.randint(256, shape).to(torch.uint8), torch.zeros(count).long())
+    config = Training.Config(batch_size=values.batch_size, epochs=1, lr=1e-3)
+    augmentation, streams = Augmentation(values.crop_padding, spec.flip), Streams(0, compute.device)
+    classifier = compute.place(classifier)
+    return Training(classifier, images.to(compute.device), config, augmentation, compute, streams).epoch
+
+
+def filled_pool(job: api.Job, count: int) -> ImagePool:
+    """A pool of ``count`` random images, as the job's student wants it, on the device."""
+    like, where = job.pool, Placement(job.context.compute.device)
+    pool = ImagePool(count, like.columns, where, like.augmentation, like.crops, like.crops)
+    pool.extend(count)
+    for column in pool.rows(0, count):
+        column.random_(0, 256 if column.dtype == torch.uint8 else job.context.spec.num_classes)
+    return pool
 
 
 def growth(options: Namespace, spec: DatasetSpec, compute: Compute, folder: Path) -> dict[str, Any]:
     """The same at larger batches; a distillation step with larger pools."""
     batches = []
     for factor in BATCHES:
-        args = flags_of_main(options, factor * options.batch_size)
-        batches.append(measured(args, spec, compute, max(1, options.repeats // 2), folder / f"batch{factor}"))
-    args = flags_of_main(options, options.batch_size)
-    args.teacher_path = folder / "batch1.pth"
-    built = task.build(args, spec, compute, registry.MODELS)
-    pools = {str(size): benchmark.filled_pool(built, size) for size in POOLS}
-    measures = {
-        name: lambda pool=pool: built.distillation.run(pool, args.kd_steps).means() for name, pool in pools.items()
-    }
+        values = flags_of_main(options, factor * options.batch_size)
+        batches.append(measured(values, spec, compute, max(1, options.repeats // 2), folder / f"batch{factor}"))
+    values = flags_of_main(options, options.batch_size)
+    networks = (random_classifier(name, spec) for name in (values.teacher, values.student))
+    job = api.prepare(values, spec, *networks, AeahlRg, compute)
+    measures: dict[str, Measure] = {}
+    for size in POOLS:
+        pool = filled_pool(job, size)
+        measures[str(size)] = lambda pool=pool: job.student.learn(pool, job.targets, values.kd_steps)
     times = timed(measures, options.repeats, compute.device)
     smallest = times[str(POOLS[0])]
     return {
         "batches": batches,
         "pools": {
-            name: {"seconds_a_step": t.median / args.kd_steps, "ratio": t.over(smallest)} for name, t in times.items()
+            name: {"seconds_a_step": t.median / values.kd_steps, "ratio": t.over(smallest)} for name, t in times.items()
         },
     }
 
@@ -167,11 +256,8 @@ def report(found: dict[str, Any]) -> str:
 
 def growth_report(found: dict[str, Any]) -> str:
     """Markdown."""
-    lines = [
-        "",
-        "| batch | kd samples/s | synth samples/s | kd/floor | synth/floor | peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
+    header = "| batch | kd samples/s | synth samples/s | kd/floor | synth/floor | peak MiB |"
+    lines = ["", header, "|---|---|---|---|---|---|"]
     for row in found["batches"]:
         rates, ratios = row["samples_per_second"], row["ratios"]
         lines.append(

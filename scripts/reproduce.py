@@ -19,35 +19,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from datafree.arguments import Parser, number, tag
-from datafree.entry import run_program
-from datafree.flags import distillation_parser
-from datafree.launching import Job, run_queue
-from datafree.reuse import DECODER_FILE, GENERATOR_FILE
-from datafree.run_folder import folder_name
-from datafree.stopping import Stopped
+from launching import Job, folder_of, run_queue
 
+from datafree.cli.parser import Parser, number
+from datafree.cli.program import run_program
 from datafree.errors import UserError
-from datafree.modes import method_name
+from datafree.models.generator_files import DECODER_FILE, GENERATOR_FILE
 from datafree.reporting.results import collect
 from datafree.reporting.run_reader import read_run
 from datafree.reporting.tables import write_tables
+from datafree.runs.stopping import Stopped
 from registry import DATASETS, MODELS, pretrained_path
 
 Pair = tuple[str, str]
 ENDINGS = {"markdown": "md", "latex": "tex", "csv": "csv"}
 OF_THE_PLAN = {
-    "mode",
-    "dataset",
-    "teacher",
-    "student",
-    "hl",
-    "seed",
-    "device",
-    "tag",
-    "run_root",
-    "resume",
-    "overwrite",
+    *("mode", "dataset", "teacher", "student", "hl", "seed"),
+    *("device", "tag", "run_root", "resume", "overwrite"),
 }
 SOURCE = "resnet34>resnet18"
 PAIRS = (SOURCE, "vgg11>resnet18", "wrn40_2>wrn16_1", "wrn40_2>wrn40_1", "wrn40_2>wrn16_2")
@@ -72,7 +60,7 @@ def main(argv: list[str]) -> None:
         print(f"done ({len(done)} of {len(jobs)}): {folder}", flush=True)
 
     try:
-        failed = run_queue(jobs, ROOT / "main.py", args.run_root, slots(args), finished, keep_going=True)
+        failed = run_queue(jobs, ROOT / "main.py", slots(args), finished, keep_going=True)
     except Stopped:
         print("\nstopped; finished so far:", flush=True)
         report(jobs, args)
@@ -96,7 +84,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     at_once = "runs at a time (default: one a GPU; 1 without); more are dealt out to the GPUs in turn"
     parser.add_argument("--jobs", type=number(int, 1), metavar="N", help=at_once)
     parser.add_argument("--run_root", type=Path, default=Path("run"), metavar="DIR", help="where run folders are made")
-    parser.add_argument("--name", type=tag, default="reproduce", help="part of every folder's name, and of the tables'")
+    parser.add_argument("--name", default="reproduce", help="part of every folder's name, and of the tables'")
     parser.add_argument(
         "--flags", default="", metavar="'FLAGS'", help="of main.py, for every run: --flags='--download'"
     )
@@ -106,9 +94,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     for name in args.datasets:
         _ = DATASETS[name]
-    taken = OF_THE_PLAN & vars(distillation_parser().given(shlex.split(args.flags))).keys()
+    words = {word.split("=")[0].replace("-", "_").lstrip("_") for word in shlex.split(args.flags)}
+    taken = sorted(words.intersection(OF_THE_PLAN))
     if taken:
-        raise UserError(f"--flags sets {', '.join(sorted(taken))}, which the plan sets", "see reproduce.py --help")
+        raise UserError(f"--flags sets {', '.join(taken)}, which the plan sets", "see reproduce.py --help")
     return args
 
 
@@ -143,16 +132,15 @@ def job(
 ) -> Job:
     """One run; ``source`` is what it reuses. Its name is that of its folder."""
     teacher, student = pair
-    label = f"{args.name}-s{seed}"
     flags = ["--mode", mode, "--dataset", dataset, "--teacher", teacher, "--student", student, "--seed", str(seed)]
     flags += ["--hl"] * hl
     if source:
-        left = args.run_root / source.name
-        flags += ["--reuse_generator_path", str(left / GENERATOR_FILE)]
-        flags += ["--reuse_decoder_path", str(left / DECODER_FILE)]
+        flags += ["--reuse_generator_path", str(source.folder / GENERATOR_FILE)]
+        flags += ["--reuse_decoder_path", str(source.folder / DECODER_FILE)]
     flags += ["--device", args.device, *shlex.split(args.flags)]
-    name = folder_name(method_name(mode, hl, no_aea=False), dataset, teacher, student, label)
-    return Job(name, label, flags, source.name if source else None)
+    flags += ["--tag", f"{args.name}-s{seed}", "--run_root", str(args.run_root)]
+    folder = folder_of(flags)
+    return Job(folder.name, flags, folder, source.name if source else None)
 
 
 def missing_teachers(args: argparse.Namespace) -> dict[str, str]:
@@ -186,9 +174,9 @@ def told(jobs: list[Job], args: argparse.Namespace, missing: dict[str, str]) -> 
     """The plan as text: each command with what it waits for, what is complete already, and the missing teachers."""
     lines = []
     for each in jobs:
-        complete = (args.run_root / each.name / "summary.json").exists()
+        complete = (each.folder / "summary.json").exists()
         notes = ["complete"] * complete + [f"after {each.after}"] * bool(each.after)
-        command = shlex.join(["python", "main.py", *each.arguments(args.run_root), "--resume"])
+        command = shlex.join(["python", "main.py", *each.flags, "--resume"])
         lines.append(command + (f"   # {', '.join(notes)}" if notes else ""))
     complete = sum("   # complete" in line for line in lines)
     lines += ["", f"{len(jobs)} runs, {complete} of them complete; at a time: {len(slots(args))}"]
@@ -200,7 +188,7 @@ def told(jobs: list[Job], args: argparse.Namespace, missing: dict[str, str]) -> 
 
 def report(jobs: list[Job], args: argparse.Namespace) -> None:
     """Prints the tables of what is there of the plan, complete or begun, and writes them under the run root."""
-    folders = [args.run_root / each.name for each in jobs]
+    folders = [each.folder for each in jobs]
     cells, notes = collect(read_run(folder) for folder in folders if (folder / "config.json").exists())
     files = {form: args.run_root / f"{args.name}.{end}" for form, end in ENDINGS.items()}
     print(write_tables(cells, notes, files, published=True))

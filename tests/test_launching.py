@@ -7,8 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from datafree.launching import Job, folder_named_in, run_queue
-from datafree.stopping import Stopped
+from programs import script
+
+from datafree.runs.stopping import Stopped
+
+launching = script("launching")
+Job, run_queue = launching.Job, launching.run_queue
 
 PROGRAM = """
 import os, pathlib, signal, sys, time
@@ -21,10 +25,11 @@ def leave(number, frame):
 signal.signal(signal.SIGINT, leave)
 log("begun")
 time.sleep(float(words.get("--sleep", 0)))
+if "--kill" in words:
+    os.kill(os.getpid(), signal.SIGKILL)
 if "--fail" in words:
     sys.exit("first line\\nerror: " + words["--fail"])
 log("ended")
-print(f"...\\nfinished: accuracy 1.00 % after 0 s; {root / words['--tag']}")
 """
 
 
@@ -34,10 +39,14 @@ def queue(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
 
+    def placed(each):
+        flags = [*each.flags, "--tag", each.name, "--run_root", str(tmp_path)]
+        return Job(each.name, flags, tmp_path / each.name, each.after)
+
     def run(jobs, slots=({},), **how):
         folders = []
         try:
-            failed = run_queue(jobs, program, tmp_path, slots, lambda job, folder: folders.append(folder), **how)
+            failed = run_queue([placed(each) for each in jobs], program, slots, lambda job, folder: folders.append(folder), **how)
         except Stopped as stopped:
             failed = stopped
         return failed, folders, (tmp_path / "log.txt").read_text().splitlines()
@@ -46,7 +55,7 @@ def queue(tmp_path):
 
 
 def job(name, *flags, after=None):
-    return Job(name, name, flags, after)
+    return Job(name, flags, Path(name), after)
 
 
 def test_jobs_run_in_order_one_a_slot(queue, tmp_path):
@@ -103,6 +112,13 @@ def test_waiting_for_a_job_that_is_not_there_is_an_error_and_not_for_ever(queue)
         queue([job("a", after="nobody")])
 
 
-def test_the_folder_is_read_from_either_last_line():
-    assert folder_named_in("x\nfinished: accuracy 1.00 % after 2 s; run/a; b\n") == Path("run/a; b")
-    assert folder_named_in("run/a is complete: nothing to resume\n") == Path("run/a")
+def test_a_failure_without_a_word_is_told_by_the_status_of_its_run(queue, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "status.json").write_text('{"state": "running", "epoch": 7}')
+    failed, _, _ = queue([job("a", "--kill", "itself")])
+    assert failed["a"].endswith("ended in epoch 7, running")
+
+
+def test_the_folder_of_a_run_is_worked_out_from_its_flags(tmp_path):
+    flags = f"--mode anew --teacher wrn16_1 --hl --tag t --run_root {tmp_path}".split()
+    assert launching.folder_of(flags) == tmp_path / "anew-hl-digits-wrn16_1-resnet8-t"

@@ -4,7 +4,7 @@ Every flag is accepted with hyphens or underscores. Everything here ends up as p
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
@@ -40,15 +40,15 @@ class Parser(argparse.ArgumentParser):
         self,
         prog: str,
         description: str,
-        configs: Mapping[str, type[Config]],
+        configs: Mapping[str, type[Config]] | None = None,
         elsewhere: Mapping[str, tuple[str, str]] | None = None,
         add_help: bool = True,
     ):
         super().__init__(
             prog=prog, description=description, formatter_class=Help, allow_abbrev=False, add_help=add_help
         )
-        self.configs, self.elsewhere = dict(configs), dict(elsewhere or {})
-        for title, config in configs.items():
+        self.configs, self.elsewhere = dict(configs or {}), dict(elsewhere or {})
+        for title, config in self.configs.items():
             group = self.add_argument_group(title)
             for each in fields(config):
                 try:
@@ -131,6 +131,19 @@ class Parser(argparse.ArgumentParser):
             for title, names in shown.items()
             if names
         ]
+
+
+def number(kind: type, low: float) -> Callable[[str], Any]:
+    """A type for ``add_argument`` of scripts that have no Config: a finite number of at least ``low``."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low:g}")
+        return value
+
+    read.__name__ = {int: "whole number", float: "number"}[kind]  # as argparse calls it
+    return read
 
 
 def _add(group: argparse._ArgumentGroup, each: Field, config: type[Config]) -> None:
