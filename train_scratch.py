@@ -28,10 +28,8 @@ from datafree.engine.randomness import Streams, initialising
 from datafree.engine.training import Training
 from datafree.errors import UserError, check_weights_finite
 from datafree.models.classifier import Classifier
-from datafree.runs.folder import RunFolder, environment, folder_name
-from datafree.runs.run import Run
-from datafree.runs.snapshot import Snapshot
-from datafree.runs.stopping import StopRequests
+from datafree.runs.folder import folder_name
+from datafree.runs.run import Run, opened
 
 
 @dataclass(frozen=True)
@@ -64,21 +62,14 @@ def main(argv: list[str]) -> None:
         return
     check_output(values, path)
     train, test = load(values, spec, compute)
-    with RunFolder(path, values.overwrite, bool(values.resume)) as folder, StopRequests() as stop:
-        if folder.complete():
-            return
-        about = {"environment": environment(f"{compute.device}, {compute.precision}")}
-        folder.save_config(parser.config(values) | about)
-        for line in report:
-            folder.log(line)
-        streams = Streams(values.seed, compute.device)
-        augmentation = Augmentation(0 if train.crops else values.crop_padding, spec.flip)
-        training = Training(model, train, Training.Config.of(values), augmentation, compute, streams)
-        snapshot = Snapshot(path, {"training": training, "streams": streams})
-        saving, command = MachineConfig.of(values), "python train_scratch.py"
-        run = Run(folder, snapshot, values.epochs, compute, saving, stop, bool(values.resume), command)
-        fit(values, training, test, run)
-        leave(values, spec, model, run)
+    streams = Streams(values.seed, compute.device)
+    augmentation = Augmentation(0 if train.crops else values.crop_padding, spec.flip)
+    training = Training(model, train, Training.Config.of(values), augmentation, compute, streams)
+    parts = {"training": training, "streams": streams}
+    with opened(path, values, parser.config(values), report, parts, compute) as run:
+        if run is not None:
+            fit(values, training, test, run)
+            leave(values, spec, model, run)
 
 
 def check_output(values: Namespace, run: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from .cli.flags import LengthConfig, MachineConfig, distillation_configs
+from .cli.flags import LengthConfig, distillation_configs
 from .configuration import plain, resolve
 from .data.augmentation import Augmentation, to_levels
 from .data.batch import Batch
@@ -34,10 +34,8 @@ from .errors import UserError
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
 from .models.classifier import Classifier
-from .runs.folder import RunFolder, environment, folder_name
-from .runs.run import Run
-from .runs.snapshot import Snapshot
-from .runs.stopping import StopRequests
+from .runs.folder import folder_name
+from .runs.run import Run, opened
 from .targets import TARGETS, Targets, chosen
 
 FRESH_IMAGES = 512  # judge agreement where there is no test set; chosen by us
@@ -221,21 +219,13 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
     Raises:
         UserError: where the folder cannot be used, or a loss became NaN. Stopped: after a signal.
     """
-    values, compute = job.values, job.context.compute
-    with RunFolder(path, values.overwrite, bool(values.resume)) as folder, StopRequests() as stop:
-        if folder.complete():
-            return
-        about = {"environment": environment(f"{compute.device}, {compute.precision}")}
-        folder.save_config(dict(config) | about)
-        for line in remarks:
-            folder.log(line)
-        evaluation = Evaluation(job.context.teacher, images, compute)
-        if evaluation.accuracy_teacher is not None:
-            folder.log(f"teacher: {evaluation.accuracy_teacher:.2f} % of {len(images):,} test images")
-        snapshot = Snapshot(path, job.parts, job.pool)
-        saving = MachineConfig.of(values)
-        run = Run(folder, snapshot, job.length.epochs, compute, saving, stop, bool(values.resume), "python main.py")
-        loop(job, run, evaluation)
+    compute = job.context.compute
+    with opened(path, job.values, config, remarks, job.parts, compute, job.pool) as run:
+        if run is not None:
+            evaluation = Evaluation(job.context.teacher, images, compute)
+            if evaluation.accuracy_teacher is not None:
+                run.folder.log(f"teacher: {evaluation.accuracy_teacher:.2f} % of {len(images):,} test images")
+            loop(job, run, evaluation)
 
 
 def distil(

@@ -39,9 +39,8 @@ from datafree.engine.training import Training
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.models.classifier import Classifier
 from datafree.runs.folder import RunFolder, environment
-from datafree.runs.run import Run, SavingConfig
+from datafree.runs.run import Run
 from datafree.runs.snapshot import Snapshot
-from datafree.runs.stopping import StopRequests
 from main import command_line
 
 BATCHES, POOLS = (1, 2, 4), (1_000, 10_000, 100_000)
@@ -122,8 +121,8 @@ def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: in
     measures["train"] = training(copy.deepcopy(teacher), values, compute, spec)
     measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
     job = api.prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute)
-    with RunFolder(folder) as opened, StopRequests() as stop:
-        hot = hot_path(job, opened, stop)
+    with RunFolder(folder) as opened:
+        hot = hot_path(job, opened)
         times = timed(measures | hot, repeats, compute.device)
         memory = device.peak_memory_mb(compute.device)
         counts = {name: flops(hot[name]) for name in ("kd", "synth")}
@@ -152,14 +151,14 @@ def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: in
     }
 
 
-def hot_path(job: api.Job, folder: RunFolder, stop: StopRequests) -> dict[str, Measure]:
+def hot_path(job: api.Job, folder: RunFolder) -> dict[str, Measure]:
     """What main.py runs, cut into pieces to be measured one by one; the job's state moves on with every call."""
     values, compute, size = job.values, job.context.compute, job.context.spec.img_size
     shape = (TEST_IMAGES, 3, size, size)
     test = TensorImages(torch.randint(256, shape).to(torch.uint8), torch.zeros(TEST_IMAGES).long())
     evaluation, pool = Evaluation(job.context.teacher, test, compute), filled_pool(job, 1000)
     snapshot = Snapshot(folder.path, job.parts, job.pool)
-    run = Run(folder, snapshot, job.length.epochs, compute, SavingConfig(), stop, False, "")
+    run = Run(folder, snapshot, job.length.epochs, compute)
     images = torch.rand(values.synthesis_batch_size, 3, size, size, device=compute.device)
 
     def learn() -> None:

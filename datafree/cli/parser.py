@@ -80,19 +80,14 @@ class Parser(argparse.ArgumentParser):
         """A flag's value as it was before ``configuration.plain``. Raises UserError if the flag takes no such one."""
         config, each = next((c, f) for c in self.configs.values() for f in fields(c) if f.name == name)
         kind, items = kind_of(each, config)
-        numbers = int | float if kind is float else kind
+        types = {bool: (bool,), int: (int,), float: (int, float)}.get(kind, (str,))
         try:
-            if value is None and each.default is None:
-                return None
-            if items is not None:
-                if isinstance(value, list) and value and len(value) in (items or len(value),):
-                    return tuple(convert(each, kind, str(item)) for item in value)
-            elif (
-                kind in (bool, int, float) and isinstance(value, numbers) and isinstance(value, bool) == (kind is bool)
-            ):
+            if value == plain(each.default):
+                return each.default
+            if isinstance(value, list) and items in (0, len(value)) and all(type(item) in types for item in value):
+                return tuple(convert(each, kind, str(item)) for item in value)
+            if items is None and type(value) in types:
                 return checked(each, kind(value))
-            elif kind not in (bool, int, float) and isinstance(value, str):
-                return convert(each, kind, value)
         except ValueError:
             pass
         raise UserError(f"--{name} cannot be {value!r}", f"see {self.prog} --help")

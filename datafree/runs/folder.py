@@ -52,7 +52,7 @@ class RunFolder:
         self._board = self._lock = self._log = None
         self._columns, self._rows = [COUNTER], []
         self._started, self._seconds_before = time.perf_counter(), 0.0
-        self._resumed, self._excepthook = resume, threading.excepthook
+        self.resumed, self._excepthook = resume, threading.excepthook
         try:
             self._open(overwrite, resume)
         except OSError as error:
@@ -117,12 +117,12 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter  # two seconds to import: not for --help or an error
 
             threading.excepthook = self._pass_over_board
-            self._board = SummaryWriter(self.path / "tensorboard", purge_step=epoch + 1 if self._resumed else None)
+            self._board = SummaryWriter(self.path / "tensorboard", purge_step=epoch + 1 if self.resumed else None)
         except OSError as error:
             raise self._cannot_write(error, "choose another folder") from None
 
     def _read_metrics(self, epoch: int) -> None:
-        if self._resumed and (self.path / METRICS_FILE).exists():
+        if self.resumed and (self.path / METRICS_FILE).exists():
             with open(self.path / METRICS_FILE, newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 self._rows = [
@@ -214,7 +214,7 @@ class RunFolder:
     def save_config(self, config: Mapping[str, Any]) -> None:
         """config.json of the run's first start; a resumption leaves it, and says what differs in the environment."""
         path = self.path / "config.json"
-        if not (self._resumed and path.exists()):
+        if not (self.resumed and path.exists()):
             self.save_json("config.json", {"format": FORMAT} | dict(config))
             return
         before = json.loads(path.read_text(encoding="utf-8")).get("environment", {})

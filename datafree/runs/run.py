@@ -7,21 +7,24 @@ for epoch in run.epochs()
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .. import configuration
 from ..configuration import knob
+from ..data.pool import ImagePool
 from ..engine.device import Compute, peak_memory_mb
 from ..engine.evaluation import Score
 from ..engine.readings import Readings, Stopwatch
 from ..errors import check_weights_finite, not_finite_in
-from .folder import RunFolder
-from .snapshot import Snapshot
+from .folder import RunFolder, environment
+from .snapshot import Snapshot, Stateful
 from .stopping import Stopped, StopRequests
 
 
@@ -74,17 +77,16 @@ class Progress:
 
 
 class Run:
-    """One run in its folder.
+    """One run in its folder, from where it was left.
 
     Args:
         folder: opened.
         snapshot: what is saved and restored; gets the progress as a part of its own.
         epochs: in all.
         compute: device and precision.
-        config: when to save.
+        save_every: see SavingConfig.
         stop: signals.
-        resume: whether to go on from what is saved.
-        command: that goes on with a stopped run, as "python main.py".
+        go_on: what to do to go on with a stopped run.
     """
 
     def __init__(
@@ -93,22 +95,21 @@ class Run:
         snapshot: Snapshot,
         epochs: int,
         compute: Compute,
-        config: SavingConfig,
-        stop: StopRequests,
-        resume: bool,
-        command: str,
+        save_every: str = "1",
+        stop: StopRequests | None = None,
+        go_on: str = "",
     ):
-        self.folder, self.snapshot, self.total, self.compute, self.stop = folder, snapshot, epochs, compute, stop
-        self.command, self.every = command, period(config.save_every)
+        self.folder, self.snapshot, self.total, self.compute = folder, snapshot, epochs, compute
+        self.stop, self.go_on, self.every = stop or StopRequests(), go_on, period(save_every)
         self.progress = Progress()
         snapshot.parts["progress"] = self.progress
-        if resume:
+        if folder.resumed:
             snapshot.load()
+        folder.start(self.progress.epoch, self.progress.seconds_total)
+        folder.status("running", epoch=self.progress.epoch, epochs=epochs)
         self._files: dict[str, Any] = {}  # to be written with the next save
         self._saved = self.progress.epoch, folder.seconds()
         self._clock = Stopwatch(compute.device)
-        folder.start(self.progress.epoch, self.progress.seconds_total)
-        folder.status("running", epoch=self.progress.epoch, epochs=epochs)
 
     def epochs(self) -> Iterator[int]:
         """Those still to do, from 1."""
@@ -168,8 +169,7 @@ class Run:
             self._saved = progress.epoch, self.folder.seconds()
         if stopped:
             self.folder.status("stopped", epoch=progress.epoch, epochs=self.total)
-            go_on = f"{self.command} --resume {shlex.quote(str(self.folder.path))}"
-            raise Stopped(stopped, f"stopped after epoch {progress.epoch}; go on: {go_on}")
+            raise Stopped(stopped, f"stopped after epoch {progress.epoch}; go on: {self.go_on}")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """summary.json, from what was recorded and from what is given."""
@@ -177,6 +177,42 @@ class Run:
         told = {"accuracy_last": progress.score.accuracy, "accuracy_best": progress.best.accuracy}
         told |= {"epochs": progress.epoch, **progress.seconds, "peak_memory_mb": peak_memory_mb(self.compute.device)}
         self.folder.finish(told | dict(summary))
+
+
+@contextmanager
+def opened(
+    path: Path,
+    values: Namespace,
+    config: Mapping[str, Any],
+    remarks: Iterable[str],
+    parts: Mapping[str, Stateful],
+    compute: Compute,
+    pool: ImagePool | None = None,
+) -> Iterator[Run | None]:
+    """The run in its folder, which is locked meanwhile; None where it has come to its end already.
+
+    Args:
+        path: the folder.
+        values: the flags of MachineConfig, and ``epochs``.
+        config: what config.json says beside the environment.
+        remarks: the first lines of its log.
+        parts: what is saved and restored.
+        compute: device and precision.
+        pool: likewise, where there is one.
+
+    Raises:
+        UserError: where the folder cannot be used, or what is in it does not fit.
+    """
+    with RunFolder(path, values.overwrite, bool(values.resume)) as folder, StopRequests() as stop:
+        if folder.complete():
+            yield None
+            return
+        folder.save_config({**config, "environment": environment(f"{compute.device}, {compute.precision}")})
+        for line in remarks:
+            folder.log(line)
+        by_hand = f"python {config['program']} --resume {shlex.quote(str(path))}"
+        go_on = by_hand if config["program"].endswith(".py") else "call it again with resume=True"
+        yield Run(folder, Snapshot(path, parts, pool), values.epochs, compute, values.save_every, stop, go_on)
 
 
 def epoch_line(row: Mapping[str, Any], total: int) -> str:
