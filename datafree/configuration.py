@@ -51,8 +51,7 @@ def knob(
     """
     told = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "check": check}
     return field(
-        default=default,
-        metadata=told | {"unit": unit, "names": names, "optional_value": optional_value, "free": free},
+        default=default, metadata=told | {"unit": unit, "names": names, "optional_value": optional_value, "free": free}
     )
 
 

@@ -140,10 +140,7 @@ def argument_for_the_hard_loss(real: Disagreement, clean: Disagreement, attacked
     alike = f"; the real rate would take pa = {real.rate / attacked.rate:.4f}" if attacked.count and real.count else ""
     steps = [
         (real.count > 0, f"Real labels contradict the teacher now and then: {real}."),
-        (
-            clean.count == 0,
-            f"Labels that the teacher gives to synthetic images never do, asked twice: {clean}.",
-        ),
+        (clean.count == 0, f"Labels that the teacher gives to synthetic images never do, asked twice: {clean}."),
         (
             attacked.count > 0,
             f"The attack brings contradiction back: under P {attacked}; with pa = {pa:g} the student is shown "
@@ -157,10 +154,7 @@ def argument_for_the_hard_loss(real: Disagreement, clean: Disagreement, attacked
 
 def confidence_table(kinds: Mapping[str, Judged]) -> str:
     """Markdown: for each kind of image n, the share that is as labelled, confidence (mean, median) and ECE."""
-    lines = [
-        "| images | n | predicted as labelled % | mean confidence | median | ECE |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| images | n | predicted as labelled % | mean confidence | median | ECE |", "|---|---|---|---|---|---|"]
     for name, judged in kinds.items():
         if not len(judged):
             lines.append(f"| {name} | 0 | - | - | - | - |")

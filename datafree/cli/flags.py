@@ -11,6 +11,10 @@ from ..methods.base import Method
 from ..runs.run import SavingConfig
 from ..targets import TARGETS
 
+RESUME = "go on after the last saved epoch; given a run folder, with the flags in its config.json"
+PRETRAINED = "checkpoints/pretrained/<dataset>_<teacher>.pth"
+Triple = tuple[float, float, float] | None
+
 
 def _dataset(text: str) -> None:
     if not text or text == "imagefolder:":
@@ -28,17 +32,9 @@ class DataConfig(Config):
 
     dataset: str = knob("digits", "a data set of registry.py, or imagefolder:PATH", unit="NAME", check=_dataset)
     img_size: int | None = knob(None, "imagefolder: height and width (default: 224)", low=1, high=2**16, unit="PIXELS")
-    num_classes: int | None = knob(
-        None, "imagefolder: number of classes (default: as found in the folder)", low=1, high=2**16, unit="N"
-    )
-    mean: tuple[float, float, float] | None = knob(
-        None,
-        "imagefolder: the teacher's normalisation, pixels in [0, 1] (default: ImageNet's)",
-        low=0,
-        high=1,
-        unit="R",
-    )
-    std: tuple[float, float, float] | None = knob(None, "imagefolder: likewise", above=0, unit="R")
+    num_classes: int | None = knob(None, "imagefolder: classes (default: as found)", low=1, high=2**16, unit="N")
+    mean: Triple = knob(None, "imagefolder: mean of pixels in [0, 1] (default: ImageNet's)", low=0, high=1, unit="R")
+    std: Triple = knob(None, "imagefolder: their standard deviation, likewise", above=0, unit="R")
     crop_padding: int = knob(4, "largest shift of the random crop; 0 turns it off", low=0, unit="PIXELS")
 
 
@@ -49,9 +45,7 @@ class TaskConfig(DataConfig):
     method: str = knob("aeahl_rg", "how images are made: a name of registry.py, or FILE.py:CLASS", unit="NAME")
     teacher: str = knob("resnet20", "a model of registry.py", unit="MODEL")
     student: str = knob("resnet8", "a model of registry.py, trained from scratch", unit="MODEL")
-    teacher_path: Path | None = knob(
-        None, "the teacher's checkpoint (default: checkpoints/pretrained/<dataset>_<teacher>.pth)", unit="FILE"
-    )
+    teacher_path: Path | None = knob(None, f"the teacher's checkpoint (default: {PRETRAINED})", unit="FILE")
     hl: bool = knob(False, "hard loss: the teacher's class as well as its softened answer", names=("hard_loss",))
     no_aea: bool = knob(False, "hard loss without the adversarial-example attack")
 
@@ -100,13 +94,7 @@ class MachineConfig(SavingConfig):
     data_root: Path = knob(Path("data"), "where data sets are, or are downloaded to", unit="DIR", free=True)
     run_root: Path = knob(Path("run"), "where run folders are made", unit="DIR", free=True)
     tag: str | None = knob(None, "appended to the run folder's name", unit="NAME", check=_tag)
-    resume: Path | None = knob(
-        None,
-        "go on after the last saved epoch; given a run folder, with the flags in its config.json",
-        unit="RUN",
-        optional_value=True,
-        free=True,
-    )
+    resume: Path | None = knob(None, RESUME, unit="RUN", optional_value=True, free=True)
     overwrite: bool = knob(False, "remove what an earlier run left in the folder", free=True)
     dry_run: bool = knob(False, "resolve and print everything, build the models, stop", free=True)
 
@@ -121,7 +109,7 @@ class MachineConfig(SavingConfig):
 class DistillationMachineConfig(MachineConfig):
     """Of main.py."""
 
-    compile: bool = knob(False, "torch.compile the networks, on a GPU done anyway: minutes at the start, faster steps")
+    compile: bool = knob(False, "torch.compile the networks, on a GPU done anyway: slow start, faster steps")
     no_compile: bool = knob(False, "eager networks on a GPU, too")
     download: bool = knob(False, "fetch the data set, for evaluation alone, where it is absent", free=True)
 

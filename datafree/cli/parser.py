@@ -84,7 +84,12 @@ class Parser(argparse.ArgumentParser):
         try:
             if value == plain(each.default):
                 return each.default
-            if isinstance(value, list) and items in (0, len(value)) and all(type(item) in types for item in value):
+            if (
+                isinstance(value, list)
+                and value
+                and items in (0, len(value))
+                and all(type(item) in types for item in value)
+            ):
                 return tuple(convert(each, kind, str(item)) for item in value)
             if items is None and type(value) in types:
                 return checked(each, kind(value))

@@ -5,7 +5,6 @@ system (chosen by us). The file has no name in its folder and goes with the proc
 """
 
 import math
-import mmap
 import os
 import shutil
 import tempfile
@@ -58,17 +57,16 @@ def choose_placement(images: int, bytes_per_image: int, device: torch.device, fo
     Raises:
         UserError: if not even the disk has.
     """
-    wanted = images * bytes_per_image
-    there = device_memory(device)
+    wanted, there, host = images * bytes_per_image, device_memory(device), host_memory()
     if there is None or wanted <= SHARE * there:
         return Placement(device, why=f"{gibibytes(wanted)} when full")
     reason = f"{gibibytes(wanted)} when full, {device} has {gibibytes(there)}"
-    host = host_memory()
-    if device.type != "cpu" and (host is None or wanted <= SHARE * host):
-        return Placement(device, "host", why=reason)
     if device.type != "cpu":
+        if host is None or wanted <= SHARE * host:
+            return Placement(device, "host", why=reason)
         reason += f", the host {gibibytes(host)}"
-    free = free_disk(folder)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = free_disk(existing)
     if 2 * wanted > free:  # drawn from, and saved in pool.bin
         raise UserError(
             f"the pool of {images:,} images takes {reason}, the disk of {folder} {gibibytes(free)} free for two copies",
@@ -99,21 +97,18 @@ def host_memory() -> int | None:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where that folder is, or will be made."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    """Bytes free where that folder is."""
+    return shutil.disk_usage(folder).free
 
 
 def _mapped(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    count = math.prod(shape) * dtype.itemsize
+    size = math.prod(shape)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):  # holes would end the process when the disk is full, without a word
-                os.posix_fallocate(file.fileno(), 0, count)
-            file.truncate(count)
-            return torch.frombuffer(mmap.mmap(file.fileno(), count), dtype=dtype).view(shape)
+                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
     except OSError as error:
-        raise UserError(
-            f"cannot reserve {gibibytes(count)} for the pool in {folder}: {error.strerror}", "free some space"
-        ) from None
+        what = f"cannot reserve {gibibytes(size * dtype.itemsize)} for the pool in {folder}: {error.strerror}"
+        raise UserError(what, "free some space") from None

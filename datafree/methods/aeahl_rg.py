@@ -45,7 +45,7 @@ from ..runs.folder import folder_name
 from .base import Leaving, Method
 from .inversion import META_GRADIENTS, Best, meta_step, recalibrate
 
-PARTS = ("g1", "g2", "d")
+PARTS, PICKS = ("g1", "g2", "d"), ("score", "g1", "g2")
 RECALIBRATION, SCORING = 20, 4  # batches; chosen by us
 
 
@@ -73,21 +73,11 @@ class AeahlRg(Method):
     class Config(configuration.Config):
         mode: str = knob("anew", "; ".join(f"{name}: {m.help}" for name, m in MODES.items()), choices=tuple(MODES))
         reuse_generator_path: Path | None = knob(
-            None, "gan_reuse.pth of an earlier run (default: the anew run of the same task and tag)", unit="FILE"
+            None, "gan_reuse.pth (default: of the same task's anew run)", unit="FILE"
         )
         reuse_decoder_path: Path | None = knob(None, "decoder.pth, likewise", unit="FILE")
-        reuse_pick: str = knob(
-            "score",
-            "which network the next task gets: the one that inverts better alone, or the one named",
-            choices=("score", "g1", "g2"),
-        )
-        finetune_factor: float = knob(
-            0.1,
-            "reuse_finetune: learning rate of g2 and d over that of g1; lower keeps more of the earlier task",
-            low=0,
-            high=1,
-            unit="RATIO",
-        )
+        reuse_pick: str = knob("score", "which network the next task gets: the better one alone", choices=PICKS)
+        finetune_factor: float = knob(0.1, "of reuse_finetune: lower keeps more of the earlier task", low=0, high=1)
         synthesis_batch_size: int = knob(256, "images made a round", low=1, high=2**16, unit="IMAGES")
         g_steps: int = knob(10, "generator iterations a round; more give better images, slower", low=1, unit="K")
         nz: int = knob(256, "length of the noise vector z", low=1, high=2**16, unit="N")
@@ -95,22 +85,14 @@ class AeahlRg(Method):
         lr_g: float = knob(2e-3, "learning rate of the generator", above=0)
         lr_z: float = knob(0.01, "learning rate of z", above=0)
         adam_betas: tuple[float, float] = knob((0.5, 0.999), "of Adam", low=0, high=0.9999, unit="BETA")
-        bn: float = knob(
-            10.0, "of L_bn: raise it for images closer to the teacher's training data", low=0, unit="WEIGHT"
-        )
-        oh: float = knob(0.5, "of L_oh: raise it for images of clearer class", low=0, unit="WEIGHT")
-        adv: float = knob(1.33, "of L_adv: raise it for images that the student finds harder", low=0, unit="WEIGHT")
+        bn: float = knob(10.0, "weight of L_bn: raise it for images closer to the teacher's training data", low=0)
+        oh: float = knob(0.5, "weight of L_oh: raise it for images of clearer class", low=0)
+        adv: float = knob(1.33, "weight of L_adv: raise it for images that the student finds harder", low=0)
         bn_mmt: float = knob(
-            0.9,
-            "weight on the running average of BN statistics; 0 compares each batch alone",
-            low=0,
-            high=0.9999,
-            unit="RATIO",
+            0.9, "weight of the running average of BN statistics; 0: each batch alone", low=0, high=0.9999
         )
         meta: str = knob(
-            "fomaml",
-            "how a round's inner steps change the generator; none: plain updating",
-            choices=tuple(META_GRADIENTS),
+            "fomaml", "how inner steps change the generator; none: plain updating", choices=(*META_GRADIENTS,)
         )
 
     def __init__(self, context: Context, config: "AeahlRg.Config"):

@@ -36,9 +36,7 @@ class _ResidualBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.layers = nn.Sequential(
-            *_bn_relu(ReflectConv(channels, channels, 3)),
-            ReflectConv(channels, channels, 3),
-            nn.BatchNorm2d(channels),
+            *_bn_relu(ReflectConv(channels, channels, 3)), ReflectConv(channels, channels, 3), nn.BatchNorm2d(channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:

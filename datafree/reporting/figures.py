@@ -78,11 +78,7 @@ DISTILLATION_CURVES = {
     "seconds": Curve(
         "Time",
         "seconds a round",
-        {
-            "seconds_synthesis": "synthesis",
-            "seconds_distillation": "distillation",
-            "seconds_evaluation": "evaluation",
-        },
+        {"seconds_synthesis": "synthesis", "seconds_distillation": "distillation", "seconds_evaluation": "evaluation"},
     ),
 }
 TRAINING_CURVES = {

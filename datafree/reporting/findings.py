@@ -13,14 +13,7 @@ from ..data.class_names import NAMES
 from ..data.datasets import test_images
 from ..errors import UserError
 from ..evaluation import predict
-from .figures import (
-    DISTILLATION_CURVES,
-    TRAINING_CURVES,
-    draw_class_accuracy,
-    draw_confusion,
-    draw_curve,
-    draw_samples,
-)
+from .figures import DISTILLATION_CURVES, TRAINING_CURVES, draw_class_accuracy, draw_confusion, draw_curve, draw_samples
 from .run_networks import Names, RunNetworks
 from .run_reader import FinishedRun, read_run
 

@@ -148,10 +148,7 @@ def comma_separated(cells: Sequence[Cell]) -> str:
 
 
 def write_tables(
-    cells: Sequence[Cell],
-    notes: Sequence[str],
-    files: Mapping[str, Path | None],
-    published: bool = False,
+    cells: Sequence[Cell], notes: Sequence[str], files: Mapping[str, Path | None], published: bool = False
 ) -> str:
     """Writes each form, markdown, latex and csv, to the file that ``files`` has for it. Returns the Markdown."""
     made = tables(cells, published)

@@ -34,7 +34,7 @@ class SavingConfig(configuration.Config):
 
     save_every: str = knob(
         "1",
-        "epochs, or seconds as in 60s, between two saves of the state; a stop and the last epoch always save",
+        "epochs, or seconds as in 60s, between saves of the state",
         check=lambda text: period(text),
         unit="N|Ns",
         free=True,

@@ -106,22 +106,16 @@ class Attack(Hard):
 
     @dataclass(frozen=True)
     class Config(Hard.Config):
-        pa: float = knob(0.001, "of samples attacked: raise it for more contradiction", low=0, high=1, unit="SHARE")
+        pa: float = knob(0.001, "share of samples attacked: raise it for more contradiction", low=0, high=1)
         attack_bound: float = knob(
-            10.0,
-            "largest change of a pixel, in 1/255: raise it until the attack changes classes",
-            low=0,
-            high=255,
-            unit="LEVELS",
+            10.0, "largest change of a pixel: raise it until classes change", low=0, high=255, unit="1/255"
         )
         p_width: int = knob(64, "width of P; lower is faster", low=1, high=2**16, unit="CHANNELS")
         lr_p: float = knob(2e-4, "learning rate of P's Adam", above=0)
         p_betas: tuple[float, float] = knob((0.5, 0.999), "of P's Adam", low=0, high=0.9999, unit="BETA")
         no_swap: bool = knob(False, "no identity swap of clean and attacked samples")
         attack_at: str = knob(
-            "pool",
-            "attack an image once, as it enters the pool, or at every distillation step (much slower)",
-            choices=("pool", "step"),
+            "pool", "once, as an image enters the pool, or every step (slow)", choices=("pool", "step")
         )
 
     def __init__(self, context: Context, config: "Attack.Config"):
