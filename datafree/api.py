@@ -196,6 +196,9 @@ def prepare(
 
 def make_pool(values: Namespace, method: Method, targets: Targets, context: Context, length: LengthConfig) -> ImagePool:
     """Room for all images of the run, where there is room. Raises UserError where there is none."""
+    if not method.images_a_round:
+        what = f"method {values.method} does not say how many images it makes a round"
+        raise UserError(what, "give it a knob synthesis_batch_size or a property images_a_round")
     columns = {"images": image_column(context.spec.img_size)} | method.columns | targets.columns
     capacity = length.epochs * len(length.rounds) * method.images_a_round
     place = choose_placement(capacity, bytes_per_image(columns), context.compute.device, values.run_root)

@@ -1,4 +1,4 @@
-"""What several test files share: a small classifier and generator, plain settings, and how a user's mistake looks."""
+"""What several test files share: small classifiers and generator, a context, and how a user's mistake looks."""
 
 import contextlib
 import socket
@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from datafree.data.augment import Augmentation
-from datafree.data.datasets import DatasetSpec
-from datafree.device import Compute
-from datafree.reuse import build_generator
 from torch import Tensor, nn
 
+from datafree.data.augmentation import Augmentation
+from datafree.data.specs import DatasetSpec
+from datafree.engine.context import Context
+from datafree.engine.device import Compute
+from datafree.engine.randomness import Streams
 from datafree.errors import UserError
+from datafree.methods.aeahl_rg import build_generator
+from datafree.models.classifier import Classifier
 from datafree.models.generator import ReusableGenerator
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-FP32 = Compute(CPU, bf16=False, reason="in tests")
+FP32, BF16 = (Compute(CPU, bf16, reason="in tests") for bf16 in (False, True))
 SIZE, CLASSES, NZ, NGF = 8, 5, 6, 2  # of the small networks
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +62,7 @@ class SmallClassifier(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def small_classifier(seed: int, **how) -> SmallClassifier:
+def small_network(seed: int, **how) -> SmallClassifier:
     """Of that seed, with BN statistics, weights and biases away from their first values and logits that differ."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -74,7 +78,12 @@ def small_classifier(seed: int, **how) -> SmallClassifier:
     return model
 
 
-def small_teacher(seed: int = 1, **how) -> SmallClassifier:
+def small_classifier(seed: int, mean=MEAN, std=STD, size: int = SIZE, **how) -> Classifier:
+    """That network with its input format."""
+    return Classifier(small_network(seed, **how), "small", CLASSES, size, mean, std)
+
+
+def small_teacher(seed: int = 1, **how) -> Classifier:
     """Frozen and in eval mode."""
     return small_classifier(seed, **how).eval().requires_grad_(False)
 
@@ -85,12 +94,21 @@ def small_generator(seed: int = 0) -> ReusableGenerator:
 
 def small_spec(flip: bool = True, size: int = SIZE) -> DatasetSpec:
     """A data set in name only."""
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    return DatasetSpec("small", CLASSES, size, mean, std, flip=flip, load=lambda *_: None)
+    return DatasetSpec("small", CLASSES, size, MEAN, STD, flip=flip, load=lambda *_: None)
 
 
-def small_augmentation(padding: int = 1, flip: bool = True) -> Augmentation:
-    return Augmentation(small_spec(flip), CPU, padding)
+def small_context(
+    teacher: Classifier | None = None,
+    student: Classifier | None = None,
+    seed: int = 0,
+    compute: Compute = FP32,
+    padding: int = 1,
+    flip: bool = True,
+) -> Context:
+    """A run's surroundings; the images are of SIZE whatever the networks take."""
+    teacher, student = teacher or small_teacher(), student or small_classifier(2)
+    streams, augmentation = Streams(seed, compute.device), Augmentation(padding, flip)
+    return Context(small_spec(flip), teacher, teacher, student, compute, streams, augmentation)
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

@@ -22,64 +22,177 @@ import registry
 import train_scratch
 from datafree.cli.program import run_program
 from datafree.data.specs import TensorImages
-from datafree.runs.snapshot import Snapshot
+from datafree.runs.folder import RunFolder
 
 PROGRAMS = {"main.py": main, "train_scratch.py": train_scratch}
 NAME = "anew-digits-resnet20-resnet8"
 SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4"
 SMALL_SCRATCH = "--model resnet8 --epochs 2 --batch_size 512 --precision fp32"
-TINY, TINY_SCRATCH = [*SMALL.split(), "--p_width", "4", "--precision", "fp32"], SMALL_SCRATCH.split()
-# --p_width is a flag of the hard loss alone; with few_digits and a smaller teacher a run takes half a second
-BEFORE = ROOT / "tests/fixtures/before"
-QUICK = [*SMALL.split(), "--precision", "fp32", "--teacher", "resnet8", "--teacher_path", BEFORE / "digits_resnet8.pth"]
+TINY, TINY_SCRATCH = [*SMALL.split(), "--precision", "fp32"], SMALL_SCRATCH.split()
+BEFORE = ROOT / "tests/fixtures/before"  # what the version before wrote
+OF_RESNET8 = ["--teacher", "resnet8", "--teacher_path", str(BEFORE / "digits_resnet8.pth")]
+QUICK = [*TINY, *OF_RESNET8]  # half a second with few_digits
 FOLDER, SCRATCH_FOLDER = "anew-digits-resnet8-resnet8", "scratch-digits-resnet8"
-HARD = ["--hl", "--p_width", "4"]
 
 
-def few(images, count=64):
-    """The first of them."""
-    return TensorImages(images.images[:count], images.labels[:count])
+def script(name):
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(line, program=main):
+    """Exit status, stdout, stderr."""
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    torch.manual_seed(0)  # as in a new process
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["program", *map(str, line)])
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(sys, "stderr", stderr)
+        patch.chdir(ROOT)
+        try:
+            run_program(program.main)
+        except SystemExit as left:
+            status = left.code or 0
+    return status, stdout.getvalue(), stderr.getvalue()
+
+
+def finished(line, program=main):
+    """What it printed, of a run that must come to its end."""
+    status, stdout, stderr = run(line, program)
+    assert (status, stderr) == (0, ""), stderr
+    return stdout
+
+
+def error_of(line, program=main):
+    """The one line of a run that must fail the way a user sees it."""
+    status, _, stderr = run(line, program)
+    assert status == 2, (status, stderr)
+    assert stderr.startswith("error: ") and stderr.endswith("\n") and " — " in stderr, stderr
+    assert stderr.count("\n") == 1 and stderr.count("error:") == 1 and "Traceback" not in stderr, stderr
+    return stderr
+
+
+def tree(folder):
+    """Everything below: name, and content where it is a file."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        for path in Path(folder).rglob("*")
+    }
+
+
+def rows_of(folder):
+    """Of metrics.csv."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def json_of(path):
+    return json.loads(path.read_text())
+
+
+def epochs_of(folder):
+    return [row["epoch"] for row in rows_of(folder)]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_digits():
-    """In a module that imports it, the digits have 64 images a split."""
+    """In a module that imports this, the digits have 64 images a split."""
     digits = registry.DATASETS["digits"]
+
+    def load(*how):
+        images = digits.load(*how)
+        return TensorImages(images.images[:64], images.labels[:64])
+
     with pytest.MonkeyPatch.context() as patch:
-        small = dataclasses.replace(digits, load=lambda *how: few(digits.load(*how)))
-        patch.setitem(registry.DATASETS._entries, "digits", small)
+        patch.setitem(registry.DATASETS._entries, "digits", dataclasses.replace(digits, load=load))
         yield
 
 
 @pytest.fixture
-def signal_after(monkeypatch):
-    """Sends this process a signal once the state of that epoch is saved."""
+def at_epoch(monkeypatch):
+    """Does something at the end of an epoch, before its state is saved: a signal, unless told otherwise."""
 
-    def arrange(number, epoch):
-        save = Snapshot.save
-
-        def save_and_signal(self):
-            save(self)
-            if self.parts["progress"].epoch == epoch:
-                os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(Snapshot, "save", save_and_signal)
-
-    return arrange
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Sends this process SIGTERM within that epoch, so that it stops at its end."""
-
-    def arrange(epoch, number=signal.SIGTERM):
+    def arrange(epoch, act=lambda folder: os.kill(os.getpid(), signal.SIGTERM)):
         record = RunFolder.record
 
-        def record_and_signal(self, row, line):
+        def record_and_act(self, row, line):
             record(self, row, line)
             if row["epoch"] == epoch:
-                os.kill(os.getpid(), number)
+                act(self)
 
-        monkeypatch.setattr(RunFolder, "record", record_and_signal)
+        monkeypatch.setattr(RunFolder, "record", record_and_act)
 
     return arrange
+
+
+class Crash(BaseException):
+    """Ends a run as nothing in it expects."""
+
+
+class SmallDisk:
+    """A tmpfs of a few MB: a real file system that is really full."""
+
+    def __init__(self, path, megabytes=64):
+        self.path = path
+        path.mkdir()
+        options = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
+        if subprocess.run(options, capture_output=True, check=False).returncode:
+            pytest.skip("this machine lets nobody mount a tmpfs")
+
+    def leave(self, free):
+        """Fills it up to so many bytes."""
+        with contextlib.suppress(OSError), open(self.path / "ballast", "wb", buffering=0) as ballast:
+            for _ in range(10**6):
+                ballast.write(bytes(4096))
+        taken = (self.path / "ballast").stat().st_size
+        os.truncate(self.path / "ballast", max(0, taken - free) // 4096 * 4096)
+
+    def free(self):
+        (self.path / "ballast").unlink(missing_ok=True)
+
+    def make_read_only(self):
+        subprocess.run(["mount", "-o", "remount,ro", str(self.path)], check=True)
+
+    def make_writable(self):
+        subprocess.run(["mount", "-o", "remount,rw", str(self.path)], check=True)
+
+    def remove(self):
+        subprocess.run(["umount", "-l", str(self.path)], check=True)
+
+
+class LimitedFiles:
+    """Where nothing can be mounted: the system's own limit on the size of files makes the write call fail."""
+
+    def __init__(self, path):
+        self.path = path
+        path.mkdir()
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def leave(self, free):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (free, self.before[1]))
+
+    def free(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+    remove = free
+
+
+@contextlib.contextmanager
+def without_privileges(folder):
+    """Within, permissions count for root as well; pytest's folders above that one are open to all."""
+    above = [folder, *(parent for parent in folder.parents if str(parent).startswith("/tmp/"))]
+    kept, root = {each: each.stat().st_mode for each in above}, os.geteuid() == 0
+    for each in above:
+        each.chmod(0o755)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for each, mode in kept.items():
+            each.chmod(mode)

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SIZE, small_generator, user_error
-from datafree.reuse import build_generator
 
+from datafree.methods.aeahl_rg import build_generator
 from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv
 
 
-@pytest.mark.parametrize(("height", "width"), [(4, 4), (1, 1), (3, 5)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5)])
 def test_upsampled_conv_equals_interpolate_and_conv_in_value_and_both_gradients(height, width):
     layer = UpsampledConv(3, 4).double()
     x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
@@ -26,23 +26,29 @@ def test_upsampled_conv_equals_interpolate_and_conv_in_value_and_both_gradients(
     torch.testing.assert_close(layer.weight.grad, weight.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_upsampled_conv_has_one_parameter_and_saves_nothing_else():
-    assert list(UpsampledConv(3, 4).state_dict()) == ["weight"]
-    assert [name for name, _ in UpsampledConv(3, 4).named_parameters()] == ["weight"]
+def test_under_bf16_autocast_the_taps_are_summed_in_fp32_and_rounded_once():
+    layer, x = UpsampledConv(3, 4), torch.randn(2, 3, 5, 5)
+    near, far = [(2,), (1, 2), (0, 1), (0,)], torch.zeros(3, 4, 4, 4)  # the taps that reach each transposed position
+    for a in range(4):
+        for b in range(4):
+            far[:, :, a, b] = sum(layer.weight.detach()[:, :, k, m] for k in near[a] for m in near[b]).T
+    by_hand = F.conv_transpose2d(x.bfloat16(), far.bfloat16(), stride=2, padding=1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x), by_hand, rtol=0, atol=1e-6)
 
 
-def test_generative_network_has_the_published_number_of_parameters_at_32_pixels():
-    assert sum(parameter.numel() for parameter in GenerativeNetwork(256, 64, 32).parameters()) == 2_328_899
-
-
-def test_generative_network_has_the_released_names():
+def test_generative_network_has_the_released_names_and_number_of_parameters():
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     expected = ["l1.0.weight", "l1.0.bias"]
     expected += [f"conv_blocks.0.{name}" for name in norm]
     expected += ["conv_blocks.2.weight"] + [f"conv_blocks.3.{name}" for name in norm]
     expected += ["conv_blocks.6.weight"] + [f"conv_blocks.7.{name}" for name in norm]
     expected += ["conv_blocks.9.weight", "conv_blocks.9.bias"]
-    assert list(GenerativeNetwork(4, 2, 32).state_dict()) == expected
+    assert list(GenerativeNetwork(4, 2, 32).state_dict()) == expected  # what folds the taps is not saved
+    with torch.device("meta"):
+        published, large = GenerativeNetwork(256, 64, 32), GenerativeNetwork(256, 64, 224)
+    assert sum(parameter.numel() for parameter in published.parameters()) == 2_328_899
+    assert large.l1[0].out_features == 2 * 64 * 7 * 7  # not 2 * 64 * 56 * 56, which makes 103 M parameters
 
 
 def generate_by_hand(g, z, training):
@@ -75,13 +81,7 @@ def test_generative_network_is_the_specified_chain_of_layers(training):
     z = torch.randn(5, 6, dtype=torch.float64)
     by_hand = generate_by_hand(g, z, training)
     torch.testing.assert_close(g(z), by_hand, rtol=1e-10, atol=1e-10)
-
-
-def test_channels_last_weights_give_the_same_images():
-    g = GenerativeNetwork(6, 3, 16).eval()
-    z = torch.randn(5, 6)
-    plain = g(z)
-    torch.testing.assert_close(g.to(memory_format=torch.channels_last)(z), plain)
+    torch.testing.assert_close(g.to(memory_format=torch.channels_last)(z), by_hand, rtol=1e-10, atol=1e-10)
 
 
 def test_decoder_is_the_specified_chain_of_layers():
@@ -101,29 +101,22 @@ def test_decoder_is_the_specified_chain_of_layers():
 
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_images_have_the_asked_size_and_lie_in_0_1(size):
-    G = build_generator(seed=0, nz=5, ngf=2, img_size=size)
-    for x in (G(torch.randn(3, 5)), G.g1(torch.randn(3, 5)), G(1e3 * torch.randn(3, 5))):
-        assert x.shape == (3, 3, size, size) and x.dtype == torch.float32
-        assert x.min() >= 0 and x.max() <= 1 and x.std() > 0
+    G = build_generator(seed=0, nz=5, ngf=2, img_size=size).eval()
+    with torch.no_grad():
+        for x in (G(torch.randn(2, 5)), G.g1(torch.randn(2, 5)), G(1e3 * torch.randn(2, 5))):
+            assert x.shape == (2, 3, size, size) and x.dtype == torch.float32
+            assert x.min() >= 0 and x.max() <= 1 and x.std() > 0
 
 
-def test_large_images_start_from_a_coarse_grid():
-    with torch.device("meta"):
-        g = GenerativeNetwork(256, 64, 224)
-    assert g.l1[0].out_features == 2 * 64 * 7 * 7  # not 2 * 64 * 56 * 56, which makes 103 M parameters
-    assert sum(parameter.numel() for parameter in g.parameters()) < 3_000_000
+def test_a_size_that_cannot_be_halved_often_enough_is_the_users_mistake():
+    for size, multiple in ((2, 4), (30, 4), (66, 32), (225, 32)):
+        with user_error(f"size {size} is not a multiple of {multiple}"):
+            GenerativeNetwork(5, 2, size)
 
 
-@pytest.mark.parametrize("size", [2, 30, 66, 100, 225])
-def test_a_size_that_cannot_be_halved_often_enough_is_the_users_mistake(size):
-    with user_error(str(size), "multiple of"):
-        GenerativeNetwork(5, 2, size)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_generator_decodes_the_mean_of_both_networks_on_the_same_noise(training):
-    G = small_generator().train(training)
-    z = torch.randn(4, G.g1.config["nz"])
+def test_generator_decodes_the_mean_of_both_networks_on_the_same_noise_whatever_their_widths():
+    G = ReusableGenerator(GenerativeNetwork(5, 2, SIZE), GenerativeNetwork(5, 7, SIZE), Decoder())
+    z = torch.randn(4, 5)
     assert torch.equal(G(z), G.d((G.g1(z) + G.g2(z)) / 2))
 
 
@@ -132,8 +125,6 @@ def test_g1_and_g2_start_different():
     for name, first in G.g1.named_parameters():
         if first.ndim > 1:
             assert not torch.equal(first, G.g2.get_parameter(name)), name
-    z = torch.randn(4, G.g1.config["nz"])
-    assert (G.g1(z) - G.g2(z)).abs().max() > 0.01
 
 
 def test_gradient_reaches_every_parameter_and_the_noise():
@@ -142,11 +133,6 @@ def test_gradient_reaches_every_parameter_and_the_noise():
     (G(z) * torch.rand(4, 3, SIZE, SIZE)).sum().backward()
     assert z.grad.abs().max() > 0
     assert all(parameter.grad is not None for parameter in G.parameters())
-
-
-def test_networks_of_different_width_work_together():
-    G = ReusableGenerator(GenerativeNetwork(5, 2, SIZE), GenerativeNetwork(5, 7, SIZE), Decoder())
-    assert G(torch.randn(2, 5)).shape == (2, 3, SIZE, SIZE)
 
 
 def test_images_are_fp32_with_fp32_steps_under_bf16_autocast():

@@ -120,15 +120,29 @@ class DistillationMachineConfig(MachineConfig):
 
 
 def distillation_configs(method: type[Method], name: str, targets: str) -> dict[str, type[Config]]:
-    """Those of main.py with that method and those targets, by title, in the order of --help."""
-    return {
+    """Those of main.py with that method and those targets, by title, in the order of --help.
+
+    Raises:
+        UserError: where the method has a flag that the others have.
+    """
+    own = f"method {name}"
+    configs = {
         "task": TaskConfig,
-        f"method {name}": method.Config,
+        own: method.Config,
         f"targets {targets}": TARGETS[targets].Config,
         "student": Student.Config,
         "length": LengthConfig,
         "machine": DistillationMachineConfig,
     }
+    taken = {"help"}.union(*(names_of(config) for title, config in configs.items() if title != own))
+    for flag in sorted(taken & names_of(method.Config)):
+        raise UserError(f"{own} has a flag --{flag} of its own", "main.py has one of that name: rename it")
+    return configs
+
+
+def names_of(config: type[Config]) -> set[str]:
+    """Of its flags, second names among them."""
+    return {name for each in fields(config) for name in (each.name, *each.metadata["names"])}
 
 
 def flags_of_others(methods: dict[str, type[Method]], configs: dict[str, type[Config]]) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, how it is written, and what the terminal shows."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -47,11 +48,12 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, overwrite: bool = False, resume: bool = False):
-        self.path, self.left = Path(path), read_status(path).get("files", [])
+        self.path, self.left = Path(path), _plain_names(read_status(path).get("files"))
         self.bar: tqdm | None = None
         self._board = self._lock = self._log = None
         self._columns, self._rows = [COUNTER], []
         self._started, self._seconds_before = time.perf_counter(), 0.0
+        self._status: dict[str, Any] = {}
         self.resumed, self._excepthook = resume, threading.excepthook
         try:
             self._open(overwrite, resume)
@@ -93,8 +95,9 @@ class RunFolder:
             self._lock = lock
         except Timeout:
             raise UserError(f"{self.path} is in use by another run", "wait for it, or name a --tag") from None
-        except NotImplementedError:
-            pass
+        except (OSError, NotImplementedError) as error:  # the latter where there is no flock at all
+            if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
 
     def _cannot_write(self, error: OSError, remedy: str = "free some space, then --resume") -> UserError:
         return UserError(f"cannot write {self.path}: {error.strerror or error}", remedy)
@@ -123,11 +126,10 @@ class RunFolder:
 
     def _read_metrics(self, epoch: int) -> None:
         if self.resumed and (self.path / METRICS_FILE).exists():
-            with open(self.path / METRICS_FILE, newline="", encoding="utf-8") as file:
+            with open(self.path / METRICS_FILE, newline="", encoding="utf-8", errors="replace") as file:
                 reader = csv.DictReader(file)
-                self._rows = [
-                    row for row in reader if (row.get(COUNTER) or "").isdigit() and int(row[COUNTER]) <= epoch
-                ]
+                whole = [row for row in reader if None not in row.values() and row.get(COUNTER, "").isdigit()]
+                self._rows = [row for row in whole if int(row[COUNTER]) <= epoch]
                 self._columns = list(reader.fieldnames or [COUNTER])
         if len(self._rows) < epoch:
             self.log(f"warning: {self.path / METRICS_FILE} has lost rows since the run was last here; going on without")
@@ -230,7 +232,8 @@ class RunFolder:
 
     def status(self, state: str, **more: Any) -> None:
         """status.json, for whatever waits for the run: running, stopped, failed or finished, and who writes it."""
-        self.save_json(STATUS_FILE, {"state": state, "process": os.getpid(), "files": self.left, **more})
+        self._status |= more
+        self.save_json(STATUS_FILE, {"state": state, "process": os.getpid(), "files": self.left, **self._status})
 
     def seconds(self) -> float:
         """The run's so far: since this process opened the folder, and those of the processes before."""
@@ -250,7 +253,7 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None and read_status(self.path).get("state") == "running":
             with suppress(UserError):  # the disk may be what failed
-                self.status("failed", message=str(error))
+                self.status("failed", message=str(error) or type(error).__name__)
         self.close()
 
     def close(self) -> None:
@@ -271,6 +274,12 @@ def read_status(folder: Path | str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
+
+
+def _plain_names(names: Any) -> list[str]:
+    """Those that name a file in the folder itself: whatever status.json says, nothing else is ever removed."""
+    kept = names if isinstance(names, list) else []
+    return [name for name in kept if isinstance(name, str) and name not in ("", "..") and Path(name).name == name]
 
 
 def ordered(columns: list[str]) -> list[str]:

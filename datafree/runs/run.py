@@ -167,8 +167,8 @@ class Run:
             progress.seconds_total = self.folder.seconds()
             self.snapshot.save()
             self._saved = progress.epoch, self.folder.seconds()
+            self.folder.status("stopped" if stopped else "running", epoch=progress.epoch)
         if stopped:
-            self.folder.status("stopped", epoch=progress.epoch, epochs=self.total)
             raise Stopped(stopped, f"stopped after epoch {progress.epoch}; go on: {self.go_on}")
 
     def finish(self, summary: Mapping[str, Any]) -> None:

@@ -171,12 +171,12 @@ class Attack(Hard):
         return Batch(pair.images, batch.columns | {"twins": to_levels(pair.twins), "labels": pair.labels})
 
     def lesson(self, batch: Batch) -> Lesson:
-        """Step 4. Twins and labels come with the images; or the whole batch is attacked anew: as published, and dearer
-        than all the rest of the step."""
+        """Step 4. Twins and labels come with the images; or, as for a method without a pool always, the whole batch is
+        attacked anew: as published, and dearer than all the rest of the step."""
         rng = self.context.streams["attack"]
         attacked = torch.rand(len(batch), generator=rng, device=rng.device) < self.config.pa
         self.context.report({"attacked_rate": attacked.float().mean()})
-        if self.config.attack_at == "step":
+        if "twins" not in batch.columns:
             pair = self.swapped_pair(batch.images)
             images, logits = mix(pair.images, pair.twins, attacked), mix(pair.logits, pair.twin_logits, attacked)
             return Lesson(images, logits, pair.labels)

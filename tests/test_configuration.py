@@ -1,0 +1,161 @@
+"""Knobs: their ranges, where a value comes from, and that every preset names knobs that there are."""
+
+import json
+from argparse import Namespace
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+from conftest import user_error
+
+import registry
+from datafree.cli.flags import LengthConfig, MachineConfig, distillation_configs
+from datafree.cli.parser import Parser
+from datafree.configuration import Config, kind_of, knob, plain, resolve
+from datafree.engine.training import Training
+from datafree.methods.aeahl_rg import AeahlRg
+from datafree.runs.run import period
+
+
+@dataclass(frozen=True)
+class Knobs(Config):
+    count: int = knob(3, "how many", low=1)
+    share: float = knob(0.5, "of them", low=0, high=1)
+    rate: float = knob(0.1, "of change", above=0)
+    word: str = knob("a", "one of two", choices=("a", "b"))
+    pair: tuple[float, float] = knob((0.5, 0.9), "two shares", low=0, high=1)
+    some: tuple[int, ...] | None = knob(None, "any number", low=1)
+    path: Path | None = knob(None, "of a file")
+    on: bool = knob(False, "whether")
+
+
+CONFIGS = {"knobs": Knobs}
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("count", (1, 2**31), (0, 2**31 + 1)),
+        ("share", (0, 1, 0.5), (-0.1, 1.1, float("nan"))),
+        ("rate", (1e-9, 1e9), (0, -1, float("inf"))),
+        ("word", ("a", "b"), ("c", "")),
+        ("pair", ((0, 1),), ((0, 2), (-1, 0))),
+        ("some", (None, (1, 2, 3)), ((1, 0),)),
+    ],
+)
+def test_a_value_in_its_range_is_taken_and_one_outside_is_refused_by_name(name, good, bad):
+    for value in good:
+        assert getattr(Knobs(**{name: value}), name) == value
+    for value in bad:
+        with user_error(f"--{name}"):
+            Knobs(**{name: value})
+
+
+def test_what_is_given_goes_before_the_preset_and_the_preset_before_the_default():
+    seen = []
+
+    def preset(known):
+        seen.append((known.count, known.share))
+        return {"count": 7, "share": 0.7, "of_another_method": 1}
+
+    values = resolve(CONFIGS, {"count": 3}, preset)
+    assert seen == [(3, 0.5)]  # what is given, and defaults
+    assert (values.count, values.share, values.rate) == (3, 0.7, 0.1) and not hasattr(values, "of_another_method")
+
+
+def test_a_field_knows_its_kind_and_how_many_of_it_there_are():
+    kinds = {each.name: kind_of(each, Knobs) for each in fields(Knobs)}
+    expected = {"count": (int, None), "pair": (float, 2), "some": (int, 0), "path": (Path, None), "on": (bool, None)}
+    assert {name: kinds[name] for name in expected} == expected
+
+
+def test_values_survive_json_and_what_the_knob_does_not_take_is_refused():
+    parser = Parser("x.py", "", CONFIGS)
+    values = {"count": 4, "rate": 2.0, "word": "b", "pair": (0.1, 0.2), "some": (1, 2), "path": Path("a/b"), "on": True}
+    for name, value in values.items():
+        assert parser.from_plain(name, json.loads(json.dumps(plain(value)))) == value, name
+    assert parser.from_plain("some", None) is None and isinstance(parser.from_plain("rate", 2), float)
+    wrong = [("count", None), ("count", "3"), ("count", True), ("count", 0), ("count", [3]), ("pair", [0.1]), ("on", 1)]
+    for name, value in [*wrong, ("some", []), ("path", 3), ("word", "c"), ("rate", "fast")]:
+        with user_error(f"--{name} cannot be {value!r}"):
+            parser.from_plain(name, value)
+
+
+def test_own_values_are_found_among_many():
+    assert Knobs.of(Namespace(**vars(Knobs(count=5)), other=1)) == Knobs(count=5)
+
+
+# Of the programs
+
+
+def distillation(line, targets="soft"):
+    parser = Parser("main.py", "", distillation_configs(AeahlRg, "aeahl_rg", targets))
+    return parser.resolve(line.split(), registry.distillation_preset)
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "words"),
+    [
+        (LengthConfig, {"warmup": 3, "epochs": 3}, "--warmup"),
+        (LengthConfig, {"ep_steps": 3, "kd_steps": 4}, "--ep_steps 3 is less than --kd_steps 4"),
+        (AeahlRg.Config, {"mode": "anwe"}, "--mode"),
+        (MachineConfig, {"resume": True, "overwrite": True}, "exclude"),
+        (MachineConfig, {"save_every": "0"}, "--save_every"),
+        (Training.Config, {"lr_decay_milestones": (30, 20)}, "do not increase"),
+        (Training.Config, {"lr_decay_milestones": (20, 40), "epochs": 40}, "after 40"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(config, wrong, words):
+    with user_error(words):
+        config(**wrong)
+
+
+def test_an_epoch_is_divided_into_rounds_of_which_the_last_may_be_short():
+    assert LengthConfig(kd_steps=5).rounds == [5]
+    assert LengthConfig(ep_steps=4, kd_steps=2).rounds == [2, 2] and LengthConfig(ep_steps=5, kd_steps=2).rounds[-1] == 1
+    assert LengthConfig(epochs=10, warmup=2, ep_steps=5, kd_steps=2).steps == 8 * 5
+
+
+def test_a_period_is_of_epochs_or_of_seconds():
+    assert [period(text) for text in ("1", "30", "30s")] == [(1, False), (30, False), (30, True)]
+    for text in ("0", "-1", "1.5", "s", "0s", "1m", ""):
+        with pytest.raises(ValueError, match="neither"):
+            period(text)
+
+
+def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs_take():
+    known = {
+        each.name: (each, config)
+        for targets in ("soft", "attack")
+        for config in distillation_configs(AeahlRg, "aeahl_rg", targets).values()
+        for each in fields(config)
+    }
+    for method, dataset, teacher, values in registry.PRESETS:
+        assert method in (None, *registry.METHODS) and dataset in (None, *registry.DATASETS)
+        assert teacher in (None, *registry.MODELS)
+        for name, value in values.items():
+            each, config = known[name]
+            assert type(value) is kind_of(each, config)[0], name
+            config(**{name: value})
+    for dataset, values in registry.TRAINING_PRESETS.items():
+        assert dataset in registry.DATASETS and Training.Config(**values)
+
+
+def test_the_defaults_are_the_papers_for_cifar():
+    values = distillation("--dataset cifar10 --teacher resnet34 --student resnet18")
+    paper = {
+        "bn": 10, "oh": 0.5, "adv": 1.33, "lr_g": 2e-3, "lr_z": 0.01, "bn_mmt": 0.9, "g_steps": 10, "nz": 256,
+        "ngf": 64, "T": 20, "lr": 0.2, "lr_min": 2e-4, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256,
+        "kd_steps": 400, "epochs": 420, "warmup": 20, "crop_padding": 4, "finetune_factor": 0.1, "meta": "fomaml",
+        "mode": "anew", "adam_betas": (0.5, 0.999),
+    }  # fmt: skip
+    assert {name: getattr(values, name) for name in paper} == paper
+
+
+def test_the_published_weights_depend_on_the_teacher_and_large_data_sets_take_50_generator_steps():
+    for dataset in ("cifar10", "cifar100"):
+        for teacher, weights in (("resnet34", (1.33, 0.5)), ("vgg11", (1.0, 0.5)), ("wrn40_2", (1.1, 0.4))):
+            values = distillation(f"--dataset {dataset} --teacher {teacher}")
+            assert (values.adv, values.oh) == weights, (dataset, teacher)
+    tiny, imagenet = (distillation(f"--dataset {name}") for name in ("tiny_imagenet", "imagenet"))
+    assert tiny.g_steps == imagenet.g_steps == 50 and (tiny.batch_size, imagenet.batch_size) == (256, 64)
