@@ -14,12 +14,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import pandas as pd
+
 from datafree.arguments import Parser, number
 from datafree.entry import run_program
 from datafree.errors import UserError
 from datafree.launching import Job, run_queue
 from datafree.reporting.plots import draw_groups
 from datafree.reporting.run_reader import FinishedRun, mean_and_std, read_run
+from datafree.reporting.tables import markdown
 from datafree.stopping import Stopped
 
 Groups = dict[str, list[FinishedRun]]
@@ -95,16 +98,14 @@ def report(groups: Groups, args: object) -> None:
 
 def table(groups: Groups) -> str:
     """Markdown: a row a setting; mean ± sample standard deviation over its n finished runs."""
-    lines = [
-        "| setting | n | last % | best % | agreement % | rounds to 90 % | to 95 % | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    numbers = {"last %": "accuracy_last", "best %": "accuracy_best", "agreement %": "agreement"}
+    rows = []
     for label, runs in groups.items():
-        columns = [[run.summary[key] for run in runs] for key in ("accuracy_last", "accuracy_best", "agreement")]
-        columns += [[run.rounds_to(accuracy) for run in runs] for accuracy in (90, 95)]
-        columns += [[run.summary["seconds_total"] for run in runs]]
-        lines.append(f"| {label} | {len(runs)} | " + " | ".join(map(mean_and_std, columns)) + " |")
-    return "\n".join(lines)
+        row = {"setting": label, "n": len(runs)}
+        row |= {header: mean_and_std([run.summary[key] for run in runs]) for header, key in numbers.items()}
+        row |= {f"epochs to {goal} %": mean_and_std([run.epochs_to(goal) for run in runs]) for goal in (90, 95)}
+        rows.append(row | {"seconds": mean_and_std([run.summary["seconds_total"] for run in runs])})
+    return markdown(pd.DataFrame(rows))
 
 
 def sources(groups: Groups) -> list[str]:
