@@ -57,8 +57,8 @@ def observe(run: RunNetworks, synthetic: int, attacked: int, seed: int = 0) -> t
         made = torch.cat([run.generator(part) for part in z.split(64)])
         under_P = torch.cat([run.perturb(part) for part in made.split(64)])
     on_real, on_made = judge(teacher, real, images.labels), judge(teacher, made)
-    labels = torch.as_tensor(on_made.label.to_numpy(), device=made.device)
-    known = torch.as_tensor(on_real.index[on_real.right][:attacked].to_numpy())
+    labels = torch.tensor(on_made.label.to_numpy(), device=made.device)
+    known = torch.tensor(on_real.index[on_real.right][:attacked])
     changed = carlini_wagner(teacher, real[known], run.spec.num_classes)
     judged = {REAL: on_real, SYNTHETIC: on_made, AGAIN: judge(teacher, made, labels)}
     judged |= {UNDER_P: judge(teacher, under_P, labels)}

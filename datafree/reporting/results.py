@@ -69,7 +69,7 @@ def task_name(dataset: str, teacher: str, student: str) -> str:
 
 def settings(run: FinishedRun) -> dict[str, Any]:
     """What must be equal for two runs to be averaged; of a teacher's file its name, of reused files where from."""
-    kept = {name: value for name, value in run.config.items() if name not in NOT_SETTINGS}
+    kept = {"method": "aeahl_rg"} | {name: value for name, value in run.config.items() if name not in NOT_SETTINGS}
     for name, value in kept.items():
         if value and name == "teacher_path":
             kept[name] = Path(value).name

@@ -78,7 +78,8 @@ def read_run(path: Path | str) -> FinishedRun:
     path, summary = Path(path), Path(path) / "summary.json"
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        metrics = pd.read_csv(path / "metrics.csv", float_precision="round_trip").select_dtypes("number")
+        metrics = pd.read_csv(path / "metrics.csv")
+        metrics = metrics.select_dtypes("number") if len(metrics) else metrics.astype(float)
     except (OSError, ValueError):
         raise UserError(f"{path} is not a run folder", "name a folder with config.json and metrics.csv") from None
     if "epoch" not in metrics:
