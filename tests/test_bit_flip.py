@@ -1,5 +1,7 @@
 """The bit search: against a search written out by hand, never down the gradient, and worse for a model than chance."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 
 import registry
 from datafree import checkpoint
-from datafree.analysis.bit_flip import best_bit, bit_flip_attack, gains, random_flips
+from datafree.analysis.bit_flip import best_bit, bit_flip_attack, random_flips
 from datafree.analysis.quantisation import QuantisedModel
 from datafree.data.digits import load_digits
 
@@ -82,19 +84,6 @@ def test_the_search_flips_what_a_search_by_hand_flips(seed, k_top):
     assert rows.loss[0] == pytest.approx(F.cross_entropy(QuantisedModel(model)(x), labels).item(), rel=1e-5)
 
 
-def test_gains_are_slope_times_step_times_change_of_the_steepest_weights():
-    layer = QuantisedModel(two_layers()).layers[0]
-    gradient = torch.arange(12.0).view(3, 4) - 4.4
-    indices, gain = gains(layer, gradient, k_top=3)
-    assert indices.tolist() == [11, 10, 9]
-    for row, index in enumerate(indices.tolist()):
-        value = layer.integers.flatten()[index].item()
-        for bit in range(8):
-            pattern = (value & 255) ^ (1 << bit)
-            change = (pattern - 256 if pattern > 127 else pattern) - value
-            assert gain[row, bit].item() == pytest.approx(gradient.flatten()[index].item() * layer.step * change)
-
-
 def test_no_bit_is_picked_that_lowers_the_loss_to_first_order_or_was_flipped_before():
     torch.manual_seed(3)
     model, x, labels = two_layers(), torch.randn(16, 4), torch.randint(3, (16,))
@@ -123,7 +112,7 @@ def test_a_search_with_nothing_to_gain_ends():
 
 def test_only_the_flips_of_the_rows_remain_and_evaluation_sees_each():
     model = QuantisedModel(small_classifier(2))
-    redone, x, labels = model.copy(), torch.randn(8, 3, 8, 8), torch.randint(5, (8,))
+    redone, x, labels = copy.deepcopy(model), torch.randn(8, 3, 8, 8), torch.randint(5, (8,))
     rows = bit_flip_attack(model, x, labels, lambda attacked: attacked(x).sum().item(), flips=3)
     layers = {layer.name: layer for layer in redone.layers}
     for row in rows.itertuples(index=False):
@@ -153,11 +142,11 @@ def test_a_few_flips_cost_a_trained_classifier_more_than_random_ones():
 
     @torch.no_grad()
     def evaluate(model):
-        return 100 * (model(x[32:96]).argmax(1) == images.labels[32:96]).double().mean().item()
+        return 100 * (model(x[16:80]).argmax(1) == images.labels[16:80]).double().mean().item()
 
     model = QuantisedModel(teacher)
-    random = random_flips(model.copy(), torch.Generator().manual_seed(0), evaluate, 5)
-    searched = bit_flip_attack(model, x[:32], images.labels[:32], evaluate, flips=5)
+    random = random_flips(copy.deepcopy(model), torch.Generator().manual_seed(0), evaluate, 5)
+    searched = bit_flip_attack(model, x[:16], images.labels[:16], evaluate, flips=5)
     before, after = searched.iloc[0], searched.iloc[-1]
     assert len(searched) == len(random) == 6 and before.accuracy == random.accuracy[0] > 95
     assert after.accuracy < before.accuracy - 5 and random.accuracy.iloc[-1] > before.accuracy - 2

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import NZ, SIZE, same_state, state_of, user_error
+from conftest import SIZE, same_state, state_of, user_error
 from small_run import SmallRun
 
 from datafree.analysis.bit_flip_experiment import (
@@ -13,7 +13,6 @@ from datafree.analysis.bit_flip_experiment import (
     bit_flip_experiment,
     by_source,
     draw_bit_flips,
-    generated,
     split_off,
     table,
 )
@@ -45,7 +44,7 @@ def test_every_source_has_other_images_and_another_seed_is_another_attacker(run)
 
 def test_generating_leaves_statistics_and_mode_alone(run):
     before = state_of(run.generator)
-    generated(run.generator, torch.randn(5, NZ))
+    attacker_images(run, 5, seed=0)
     assert same_state(before, state_of(run.generator)) and not run.generator.training
 
 

@@ -1,5 +1,7 @@
 """8-bit weights: two's complement by hand, least squares against a scan, and an original that is left alone."""
 
+import copy
+
 import pytest
 import torch
 from conftest import same_state, small_classifier, state_of
@@ -57,7 +59,7 @@ def test_the_weight_is_a_multiple_of_integers_and_the_original_is_untouched():
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_flipping_a_bit_changes_exactly_that_weight_of_that_layer_and_twice_undoes_it(memory):
     quantised = QuantisedModel(small_classifier(0).to(memory_format=memory))
-    before, conv2 = quantised.copy(), quantised.layers[1]
+    before, conv2 = copy.deepcopy(quantised), quantised.layers[1]
     old = conv2.integers.flatten()[37].item()
     conv2.flip(37, 6)
     for layer, other in zip(quantised.layers, before.layers, strict=True):

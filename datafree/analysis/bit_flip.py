@@ -27,21 +27,12 @@ from .quantisation import QuantisedLayer, QuantisedModel, flip_changes
 Evaluate = Callable[[QuantisedModel], float]
 
 
-def gains(layer: QuantisedLayer, gradient: Tensor, k_top: int) -> tuple[Tensor, Tensor]:
-    """First-order rise of the loss for every bit of the layer's k_top weights of largest gradient dL/dw.
-
-    Returns:
-        The weights' places in the flattened layer, (k,) int64, and the gains, (k, 8) in nats.
-    """
+def best_bit(layer: QuantisedLayer, gradient: Tensor, k_top: int, taken: set) -> tuple[int, int] | None:
+    """The (index, bit) of largest positive gain that is not among those taken; None where there is none."""
     flat = gradient.flatten()
     indices = flat.abs().topk(min(k_top, len(flat))).indices
     changes = flip_changes(layer.integers.flatten()[indices])  # (k,) -> (k, 8)
-    return indices, flat[indices].unsqueeze(1) * layer.step * changes
-
-
-def best_bit(layer: QuantisedLayer, gradient: Tensor, k_top: int, taken: set) -> tuple[int, int] | None:
-    """The (index, bit) of largest positive gain that is not among those taken; None where there is none."""
-    indices, gain = gains(layer, gradient, k_top)
+    gain = flat[indices].unsqueeze(1) * layer.step * changes  # first-order rise of the loss, in nats
     for row, index in enumerate(indices.tolist()):
         for bit in range(8):
             if (index, bit) in taken:
@@ -53,18 +44,11 @@ def best_bit(layer: QuantisedLayer, gradient: Tensor, k_top: int, taken: set) ->
 def bit_flip_attack(
     model: QuantisedModel, x: Tensor, labels: Tensor, evaluate: Evaluate, flips: int, k_top: int = 10
 ) -> pd.DataFrame:
-    """Flips bits of the model in place, each time the one found to raise the attacker's loss most.
+    """Flips bits of the model in place, at most so many, each time the one found to raise the attacker's loss most.
 
-    Args:
-        model: attacked in place; give a copy to keep one.
-        x, labels: the attacker's images, as the model takes them, (B, 3, H, W), and their classes, (B,).
-        evaluate: accuracy of the model as it is, called before the first and after every flip.
-        flips: at most so many; fewer where no layer has a bit of positive gain left.
-        k_top: weights a layer whose bits are looked at.
-
-    Returns:
-        A row for no flip and for each: flips so far, accuracy and the attacker's loss (nats) after it, and what was
-        flipped: the layer, the weight's place in the flattened layer, and the bit, 0 to 7, where 7 is the sign.
+    The attacker has images x (B, 3, H, W), as the model takes them, of classes ``labels`` (B,). Gives a row for no flip
+    and one for each: flips so far; accuracy as ``evaluate`` measures it, and the attacker's loss (nats), after it; the
+    layer, the weight's place in the flattened layer and the bit, 0 to 7, where 7 is the sign.
     """
     weights = [layer.module.weight for layer in model.layers]
     taken: dict[str, set] = {layer.name: set() for layer in model.layers}
@@ -90,14 +74,13 @@ def bit_flip_attack(
 def random_flips(model: QuantisedModel, generator: torch.Generator, evaluate: Evaluate, flips: int) -> pd.DataFrame:
     """As :func:`bit_flip_attack`, but of bits drawn uniformly (on the CPU) from all, each at most once; no loss."""
     ends = list(accumulate(8 * layer.integers.numel() for layer in model.layers))
-    starts = dict(zip((layer.name for layer in model.layers), [0, *ends], strict=False))
     total, drawn = ends[-1], {}
     while len(drawn) < min(flips, total):
         drawn[int(torch.randint(total, (), generator=generator))] = None
     rows = [(0, evaluate(model), None, None, None, None)]
     for number, place in enumerate(drawn, 1):
-        layer = model.layers[bisect_right(ends, place)]
-        index, bit = divmod(place - starts[layer.name], 8)
+        layer = model.layers[position := bisect_right(ends, place)]
+        index, bit = divmod(place - ends[position] + 8 * layer.integers.numel(), 8)
         layer.flip(index, bit)
         rows.append((number, evaluate(model), None, layer.name, index, bit))
     return _frame(rows)

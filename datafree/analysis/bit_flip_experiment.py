@@ -6,12 +6,13 @@ for every attacker (seed)
         labels: the true ones of real images, else what the 8-bit teacher says before the first flip
     and as many random flips, for which no image is needed
 
-The reused network, and likewise the abandoned one, is met as the next task meets it: beside a fresh g1, in front of d.
-All generators run on the statistics of their own batch, as in synthesis; a fresh g1 has no running ones.
+The reused, or abandoned, network is met as the next task meets it: beside a fresh g1, in front of d. All generators run
+on the statistics of their own batch, as in synthesis; a fresh g1 has no running ones.
 """
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -31,11 +32,7 @@ REAL, RANDOM = "real samples", "random flips"
 
 
 def split_off(run: RunNetworks, count: int, seed: int) -> tuple:
-    """So many of the test images at random for the attacker, and all others, to judge by, as ``run.real_images()``.
-
-    Raises:
-        UserError: where no others are left.
-    """
+    """So many random test images for the attacker, and all others, to judge by. Raises UserError for too many."""
     images = run.real_images()
     if count >= len(images):
         raise UserError(f"{count} attacker images leave none of {len(images)} to judge by", "take fewer")
@@ -43,26 +40,23 @@ def split_off(run: RunNetworks, count: int, seed: int) -> tuple:
     return tuple(type(images)(images.images[part], images.labels[part]) for part in (order[:count], order[count:]))
 
 
+@torch.no_grad()
 def attacker_images(run: RunNetworks, count: int, seed: int) -> dict[str, Tensor]:
     """By source, the pixels (count, 3, H, W) of the attacker of that seed; one z for all generators."""
     device, size = run.compute.device, run.spec.img_size
     z = torch.randn(count, run.nz, generator=run.stream(seed, "noise"), device=device)
+    generators = run.generator_of_next_task(seed), run.generator_of_next_task(seed, abandoned=True), run.generator
+    reused, abandoned, full = (copy.deepcopy(generator).train()(z) for generator in generators)
     return {
         REAL: split_off(run, count, seed)[0].images.float() / 255,
         "random noise": torch.rand(count, 3, size, size, generator=run.stream(seed, "pixels"), device=device),
-        "reused network, fresh g1": generated(run.generator_of_next_task(seed), z),
-        "abandoned network, fresh g1": generated(run.generator_of_next_task(seed, abandoned=True), z),
-        "full generator": generated(run.generator, z),
+        "reused network, fresh g1": reused,
+        "abandoned network, fresh g1": abandoned,
+        "full generator": full,
     }
 
 
-@torch.no_grad()
-def generated(generator: nn.Module, z: Tensor) -> Tensor:
-    """Images (B, 3, H, W) for noise (B, nz), with the batch's own statistics; the generator itself is left alone."""
-    return copy.deepcopy(generator).train()(z)
-
-
-def accuracy(run: RunNetworks, network: nn.Module, images) -> float:
+def accuracy(run: RunNetworks, images, network: nn.Module | QuantisedModel) -> float:
     """Share of the images (%) whose class is predicted."""
     predicted, true = run.predict(network, images, batch_size=64)
     return 100 * (predicted == true).double().mean().item()
@@ -71,24 +65,20 @@ def accuracy(run: RunNetworks, network: nn.Module, images) -> float:
 def bit_flip_experiment(
     run: RunNetworks, quantised: QuantisedModel, seeds: Sequence[int], flips: int, attacker_batch: int, k_top: int
 ) -> pd.DataFrame:
-    """For every seed and source, the rows of one attack with ``attacker_batch`` images; see :func:`bit_flip_attack`.
+    """For every seed and source, the rows of ``bit_flip_attack`` with ``attacker_batch`` images.
 
-    ``quantised``, the run's teacher with 8-bit weights, is left as it is. Raises UserError where there is no test set,
-    or one of no more than ``attacker_batch`` images.
+    ``quantised``, the run's teacher with 8-bit weights, is left as it is. Raises UserError without enough test images.
     """
     frames = {}
     for seed in seeds:
         real, others = split_off(run, attacker_batch, seed)
-
-        def evaluate(model: QuantisedModel, others=others) -> float:
-            return accuracy(run, model.model, others)
-
+        evaluate = partial(accuracy, run, others)
         for source, x in attacker_images(run, attacker_batch, seed).items():
             with torch.no_grad():
                 labels = real.labels if source == REAL else quantised(x).argmax(1)
-            frames[source, seed] = bit_flip_attack(quantised.copy(), x, labels, evaluate, flips, k_top)
+            frames[source, seed] = bit_flip_attack(copy.deepcopy(quantised), x, labels, evaluate, flips, k_top)
         rng = run.stream(seed, RANDOM, on_host=True)
-        frames[RANDOM, seed] = random_flips(quantised.copy(), rng, evaluate, flips)
+        frames[RANDOM, seed] = random_flips(copy.deepcopy(quantised), rng, evaluate, flips)
     return pd.concat(frames, names=["source", "seed"]).reset_index(["source", "seed"])
 
 
@@ -109,10 +99,7 @@ def table(rows: pd.DataFrame, every: int = 5) -> str:
 
 
 def draw_bit_flips(rows: pd.DataFrame, chance: float, path: Path) -> None:
-    """Accuracy over flips: a line a source, the mean over seeds, with their standard deviation behind it.
-
-    ``chance`` is the accuracy of guessing (%), drawn as a line.
-    """
+    """Accuracy over flips, a line a source: mean over seeds, standard deviation behind it; guessing at ``chance`` %."""
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     curves = by_source(rows)
     styles = zip(rows.source.unique(), cycle([*STYLES, ("#999999", "-")]), cycle(MARKERS), strict=False)

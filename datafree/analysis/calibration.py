@@ -22,11 +22,7 @@ BINS = 15  # as in Guo et al.
 
 @torch.no_grad()
 def judge(model: nn.Module, x: Tensor, labels: Tensor | None = None, batch_size: int = 64) -> pd.DataFrame:
-    """Asks a model in eval mode about pixels x (N, 3, H, W). Without labels, its own answers are the labels.
-
-    Returns:
-        A row an image: its hard label, the class predicted, the confidence in [0, 1], and whether the label is right.
-    """
+    """A row each of pixels x (N, 3, H, W): hard label (the model's own without any), prediction, confidence, right."""
     logits = torch.cat([model(part).float() for part in x.split(batch_size)])
     confidence, predicted = logits.softmax(1).max(1)
     labels = predicted if labels is None else labels
@@ -55,11 +51,8 @@ def wilson_interval(count: int, of: int) -> tuple[float, float]:
 def argument_for_the_hard_loss(real: pd.Series, clean: pd.Series, attacked: pd.Series, pa: float) -> str:
     """Whether these numbers bear out the three steps of the paper's argument: Markdown, a line a step.
 
-    Args:
-        real: where (bool) true labels are what the teacher says, on real images.
-        clean: likewise the teacher's labels, on synthetic images.
-        attacked: likewise the clean image's label, on the same images under P, every one attacked.
-        pa: share of samples that the student is shown attacked.
+    Each is where (bool) hard labels are what the teacher says: true ones of real images, its own of synthetic ones, and
+    these again of the same images under P, of which the student is shown a share ``pa``.
     """
     counts = [(int((~right).sum()), len(right)) for right in (real, clean, attacked)]
     real_rate, _, rate = (count / of for count, of in counts)
@@ -107,10 +100,7 @@ def draw_confidence(shown: pd.DataFrame, path: Path) -> None:
 
 
 def draw_reliability(judged: pd.DataFrame, path: Path, bins: int = BINS) -> None:
-    """Share predicted as labelled over confidence, a line each of ``images``, beside the line of the calibrated.
-
-    A mark's size grows with the number of images in its bin.
-    """
+    """Share predicted as labelled over confidence, a line each of ``images``; larger marks for fuller bins."""
     figure, axes = plt.subplots(figsize=(6, 5.4), layout="constrained")
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, label="perfectly calibrated")
     groups = judged.groupby("images", sort=False)

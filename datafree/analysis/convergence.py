@@ -15,18 +15,12 @@ from ..reporting.plots import draw_accuracy_and_loss, plt, save
 from ..reporting.results import CELL, TASK, collect, task_name
 from ..reporting.run_reader import mean_and_std, read_run
 
-Goals = Mapping[str, Sequence[float]]  # by column of metrics.csv, "accuracy" or a loss, values to be reached
-
 
 def read_cells(patterns: Mapping[str, str | Sequence[str]], root: Path = Path()) -> tuple[pd.DataFrame, list[str]]:
     """The finished runs, a row each as of ``results.collect``, by ``label``, and notes on what is left out.
 
-    Args:
-        patterns: label to one or more patterns of run folders, as in ``run/anew-digits-*-seed?``.
-        root: what patterns are relative to, unless absolute.
-
-    Raises:
-        UserError: where no label has a finished run, or one mixes methods, tasks or settings.
+    A label has one or more patterns of run folders below ``root``, as in ``run/anew-digits-*-seed?``. Raises UserError
+    where no label has a finished run, or one mixes methods, tasks or settings.
     """
     frames, notes = [], []
     for label, wanted in patterns.items():
@@ -46,11 +40,8 @@ def read_cells(patterns: Mapping[str, str | Sequence[str]], root: Path = Path())
     return pd.concat([frame for frame in frames if len(frame)], ignore_index=True), notes
 
 
-def measure(runs: pd.DataFrame, goals: Goals) -> pd.DataFrame:
-    """A row a run and goal, with the epochs and seconds to it, NaN where it was not reached.
-
-    Goals in a column that no run of a label has a value of are left out.
-    """
+def measure(runs: pd.DataFrame, goals: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """A row a run and goal (a value of a column): epochs and seconds to it, NaN where not reached. No empty columns."""
     rows = []
     for _, cell in runs.groupby("label", sort=False):
         for column, values in goals.items():
@@ -75,7 +66,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(runs: pd.DataFrame, path: Path, goals: Goals) -> None:
+def draw(runs: pd.DataFrame, path: Path, goals: Mapping[str, Sequence[float]]) -> None:
     """A row a task: loss and accuracy over epochs, a line a method; goals as thin grey lines."""
     tasks = runs.groupby(TASK, sort=False)
     size = (10, 0.5 + 2.9 * len(tasks))

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 BITS = torch.tensor([1, 2, 4, 8, 16, 32, 64, -128], dtype=torch.int8)  # what each counts, and is alone
 LARGEST = 127
-STARTS, START_RANGE = 400, (0.5, 1.2)  # steps tried, from and to that many times max|w| / 127; chosen by us
-MAX_ALTERNATIONS = 100
+STARTS = torch.linspace(0.5, 1.2, 400, dtype=torch.float64)  # steps tried, in max|w| / 127; chosen by us
 
 
 def flip_changes(integers: Tensor) -> Tensor:
@@ -40,8 +39,8 @@ def squared_error(weight: Tensor, step: float) -> float:
 def fit_step(weight: Tensor) -> float:
     """The step of least squared error that was found; 0 for weights that are all zero.
 
-    The error has many shallow local minima, more of them the fewer weights there are. Each of STARTS steps is improved
-    once by least squares for its integers; from the best of them, integers and step alternate until neither changes.
+    The error has many shallow local minima. Each of STARTS is improved once by least squares for its integers; from the
+    best of them, integers and step alternate until neither changes.
     """
     weight = weight.detach().double()
     largest = weight.abs().max().item()
@@ -52,9 +51,9 @@ def fit_step(weight: Tensor) -> float:
         q = to_integers(weight, step)
         return ((weight * q).sum() / q.square().sum()).item()
 
-    starts = torch.linspace(*START_RANGE, STARTS, dtype=torch.float64) * largest / LARGEST
-    step = min(map(least_squares, starts.tolist()), key=lambda step: squared_error(weight, step))
-    for _ in range(MAX_ALTERNATIONS):
+    starts = (STARTS * largest / LARGEST).tolist()
+    step = min(map(least_squares, starts), key=lambda step: squared_error(weight, step))
+    for _ in range(100):
         before, step = step, least_squares(step)
         if step == before:
             break
@@ -63,18 +62,12 @@ def fit_step(weight: Tensor) -> float:
 
 @dataclass
 class QuantisedLayer:
-    """A convolution or linear layer whose weight is ``step * integers``.
-
-    Attributes:
-        name, module: as in ``model.named_modules()``.
-        integers: int8, in the weight's shape, contiguous.
-        step: size of one level; 0 where all weights were 0, and then no flip changes anything.
-    """
+    """A convolution or linear layer whose weight is ``step * integers``."""
 
     name: str
     module: nn.Module
-    integers: Tensor
-    step: float
+    integers: Tensor  # int8, in the weight's shape, contiguous
+    step: float  # 0 where all weights were 0, and then no flip changes anything
 
     @torch.no_grad()
     def flip(self, index: int, bit: int) -> None:
@@ -84,10 +77,7 @@ class QuantisedLayer:
 
 
 class QuantisedModel:
-    """A copy of a classifier with 8-bit weights, in eval mode; the original is left alone.
-
-    Only the quantised weights require gradients, which a search for bits wants.
-    """
+    """A copy of a classifier with 8-bit weights, which alone require gradients, in eval mode."""
 
     def __init__(self, model: nn.Module):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -102,7 +92,3 @@ class QuantisedModel:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C)."""
         return self.model(x)
-
-    def copy(self) -> "QuantisedModel":
-        """Another with the same bits, to be flipped on its own."""
-        return copy.deepcopy(self)

@@ -17,18 +17,12 @@ LEARNING_RATE, FIRST_CONSTANT = 0.1, 1.0  # chosen by us: with the library's 0.0
 def carlini_wagner(model: nn.Module, x: Tensor, num_classes: int, steps: int = 10, searches: int = 3) -> Tensor:
     """Images of another predicted class, near in L2 (Carlini and Wagner, 2017): pixels (B, 3, H, W) to pixels.
 
-    An image for which none is found comes back as it was. It is the yardstick for what P does in one pass.
-
-    Args:
-        model: takes pixels, in eval mode; attacked in fp32.
-        x: the images, in [0, 1].
-        num_classes: C.
-        steps: of descent for each constant; more find more, and nearer ones.
-        searches: constants tried for each image, between nearness and class.
+    An image for which none is found comes back as it was. ``steps`` of descent for each of ``searches`` constants
+    between nearness and class. It is the yardstick for what P does in one pass.
     """
-    kind = "gpu" if x.device.type == "cuda" else "cpu"
     shape = {"input_shape": tuple(x.shape[1:]), "nb_classes": num_classes, "clip_values": (0.0, 1.0)}
-    classifier = PyTorchClassifier(model, loss=nn.CrossEntropyLoss(), device_type=kind, **shape)
+    shape["device_type"] = "gpu" if x.device.type == "cuda" else "cpu"
+    classifier = PyTorchClassifier(model, loss=nn.CrossEntropyLoss(), **shape)
     search = {"max_iter": steps, "binary_search_steps": searches, "batch_size": 64, "verbose": False}
     attack = CarliniL2Method(classifier, learning_rate=LEARNING_RATE, initial_const=FIRST_CONSTANT, **search)
     return torch.from_numpy(attack.generate(x.cpu().numpy())).to(x)
@@ -41,14 +35,8 @@ def observe(run: RunNetworks, synthetic: int, attacked: int, seed: int = 0) -> t
     about a second time; the same under the run's P; and real images that the teacher knows, changed by Carlini and
     Wagner's attack until it does not (some may withstand). An attacked image has the clean one's label.
 
-    Args:
-        run: of a run with the attack.
-        synthetic: images of its generator.
-        attacked: at most so many of the first real images are attacked, which takes long.
-        seed: of the noise.
-
-    Raises:
-        UserError: where the run had no attack, or there is no test set.
+    ``synthetic`` and ``attacked`` are how many of the second and (slow) of the last there are at most. Raises UserError
+    where the run had no attack, or there is no test set.
     """
     images, teacher = run.real_images(), run.teacher
     real = images.images.float() / 255

@@ -45,10 +45,7 @@ def _words(name: str) -> str:
 
 
 def draw_curve(metrics: pd.DataFrame, unit: str, columns: list[str], level: float | None = None) -> Figure:
-    """What ``curves_of`` names, over epochs; a loss above 0 that spans more than a decade on a logarithmic axis.
-
-    ``level`` is a teacher's accuracy (%), drawn across.
-    """
+    """What ``curves_of`` names, over epochs, and a teacher's accuracy (%) as a level across."""
     figure, axes = _axes((4.6, 3.0))
     for name, (colour, style), marker in zip(columns, cycle(STYLES), cycle(MARKERS), strict=False):
         points = metrics[["epoch", name]].dropna()
@@ -71,7 +68,7 @@ def draw_curve(metrics: pd.DataFrame, unit: str, columns: list[str], level: floa
 def read_samples(folder: Path, size: int) -> tuple[dict[str, np.ndarray], str]:
     """By "epoch 12", the upper row of the grid of images, size pixels wide, that a run showed; where it was found.
 
-    Evenly spaced epochs of its TensorBoard, the first and the last among them; without, the newest, if there is one.
+    Evenly spaced epochs of its TensorBoard, first and last among them; without, the newest, if there is one.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
 
@@ -83,9 +80,8 @@ def read_samples(folder: Path, size: int) -> tuple[dict[str, np.ndarray], str]:
         newest, source = folder / "synthetic.png", "the newest batch (synthetic.png); earlier ones were not kept"
         found = {"newest": newest.read_bytes()} if newest.exists() else {}
     places = np.linspace(0, len(found) - 1, min(EPOCHS, len(found))).round().astype(int)
-    shown = {list(found)[place]: found[list(found)[place]] for place in places}
-    rows = {label: np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")) for label, png in shown.items()}
-    return {label: pixels[: size + 1] for label, pixels in rows.items()}, source
+    grids = [(label, Image.open(io.BytesIO(found[label])).convert("RGBA")) for label in np.array(list(found))[places]]
+    return {str(label): np.asarray(grid)[: size + 1] for label, grid in grids}, source
 
 
 def draw_samples(rows: dict[str, np.ndarray], size: int) -> Figure:
@@ -94,12 +90,10 @@ def draw_samples(rows: dict[str, np.ndarray], size: int) -> Figure:
     grid = np.concatenate([pixels[:, :width] for pixels in rows.values()])
     grid[:: size + 1, :, 3] = grid[:, :: size + 1, 3] = 0
     figure, axes = _axes((4.8, 0.2 + 4.0 * grid.shape[0] / grid.shape[1]), "compressed")
-    axes.imshow(
-        grid[:: max(1, size // 64), :: max(1, size // 64)], interpolation="none", extent=(0, width, len(grid), 0)
-    )
+    step = max(1, size // 64)  # of large images some of the pixels are enough
+    axes.imshow(grid[::step, ::step], interpolation="none", extent=(0, width, len(grid), 0))
     axes.set_yticks([(row + 0.5) * (size + 1) for row in range(len(rows))], list(rows))
-    axes.set_xticks([])
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelbottom=False)
     axes.spines[:].set_visible(False)
     return figure
 

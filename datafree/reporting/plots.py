@@ -1,6 +1,6 @@
 """Pictures of runs, in the colours of Okabe and Ito (safe for the colour-blind) and in line styles (safe in grey)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -45,15 +45,13 @@ def log_axis(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def loss_column(runs: Iterable[FinishedRun]) -> str:
-    """loss_generator where a run has it, else the first loss that one reported."""
-    columns = [name for run in runs for name in run.metrics if name.startswith("loss")]
-    return columns[0] if columns and "loss_generator" not in columns else "loss_generator"
-
-
 def draw_accuracy_and_loss(groups: Mapping[str, Sequence[FinishedRun]], accuracy: Axes, loss: Axes) -> None:
-    """Over epochs, a line a group: the mean over its runs, where each has a value, with their range behind it."""
-    column = loss_column(run for runs in groups.values() for run in runs)
+    """Over epochs, a line a group: the mean over its runs, where each has a value, with their range behind it.
+
+    The loss is loss_generator where a run has it, else the first that one reported.
+    """
+    losses = [name for runs in groups.values() for run in runs for name in run.metrics if name.startswith("loss")]
+    column = losses[0] if losses and "loss_generator" not in losses else "loss_generator"
     for (label, runs), (colour, style) in zip(groups.items(), cycle(STYLES), strict=False):
         for axes, name in ((accuracy, "accuracy"), (loss, column)):
             columns = [run.metrics.set_index("epoch").get(name, pd.Series(dtype=float)) for run in runs]
@@ -112,10 +110,7 @@ def draw_points(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None
 
 
 def draw_images(rows: Mapping[str, Tensor], path: Path, texts: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Pixels in [0, 1], (n, 3, H, W) a row, any n, under its name; a short text above each image where there are any.
-
-    128 colours make a third of the bytes, which matters in a notebook.
-    """
+    """Pixels in [0, 1], (n, 3, H, W) a row, any n, under its name; a short text above each image, where there are."""
     columns = max(map(len, rows.values()))
     width, height = (0.95, 1.35) if texts else (0.65, 0.9)
     figure = plt.figure(figsize=(max(4.0, width * columns), height * len(rows)), layout="constrained")
@@ -128,4 +123,5 @@ def draw_images(rows: Mapping[str, Tensor], path: Path, texts: Mapping[str, Sequ
                 cell.imshow(images[number].permute(1, 2, 0).float().clamp(0, 1).cpu(), interpolation="nearest")
                 cell.set_title(texts[name][number] if texts else "", fontsize=7)
     save(figure, path, dpi=90)
+    # 128 colours make a third of the bytes, which matters in a notebook.
     Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)

@@ -2,8 +2,8 @@
 
     page([examine("run/anew-digits-resnet20-resnet8", registry)])
 
-Whatever is missing (the end of the run, the test set, a file) is said in its place, with the reason. The page is
-report.html.j2; all text in it is escaped, nothing in it asks the network for anything, and its policy forbids it to.
+Whatever is missing is said in its place, with the reason. The page is report.html.j2; all text in it is escaped,
+nothing in it asks the network for anything, and its policy forbids it to.
 """
 
 import io
@@ -23,15 +23,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from ..errors import UserError
-from .figures import (
-    NUMBERED,
-    curves_of,
-    draw_class_accuracy,
-    draw_confusion,
-    draw_curve,
-    draw_samples,
-    read_samples,
-)
+from . import figures as drawings
 from .plots import STYLES
 from .run_networks import PARTS, RunNetworks, origin_of
 from .run_reader import FinishedRun, read_run
@@ -58,11 +50,11 @@ class Report:
         if self.run.complete:
             return dict.fromkeys(MEASURES) | self.run.summary
         metrics = self.run.metrics.reindex(columns=["accuracy", "agreement", "seconds_synthesis"])
-        last, teacher = metrics.ffill().iloc[-1:].max(), self.matrices.get("teacher")
+        last, teacher = metrics.ffill().iloc[-1:].max(), self.matrices.get("teacher", np.full((1, 1), np.nan))
         numbers = {"accuracy_last": last.accuracy, "accuracy_best": metrics.accuracy.max(), "agreement": last.agreement}
-        numbers |= {"accuracy_teacher": None if teacher is None else 100 * teacher.trace() / teacher.sum()}
-        seconds = self.run.metrics.filter(regex="^seconds_").sum().sum()
-        return numbers | {"seconds_total": seconds, "seconds_synthesis": metrics.seconds_synthesis.sum()}
+        seconds = {"seconds_total": self.run.metrics.filter(regex="^seconds_").sum().sum()}
+        seconds["seconds_synthesis"] = metrics.seconds_synthesis.sum()
+        return numbers | seconds | {"accuracy_teacher": 100 * teacher.trace() / teacher.sum()}
 
     @property
     def warnings(self) -> list[str]:
@@ -80,7 +72,7 @@ class Report:
     def classes(self) -> pd.DataFrame:
         """Images and accuracy, as text, of every class where they are few, else of the ten of lowest accuracy."""
         shares, matrix = self.class_accuracy, next(iter(self.matrices.values()))
-        if len(self.names) > NUMBERED:
+        if len(self.names) > drawings.NUMBERED:
             shares = shares.dropna().sort_values(shares.columns[0], kind="stable").head(WORST)
         return pd.DataFrame({"class": self.names, "images": matrix.sum(1)}).join(shares.map(percent), how="right")
 
@@ -102,18 +94,15 @@ class Report:
 
 
 def examine(path: Path | str, names: Any) -> Report:
-    """Reads a run, complete or not, tests its networks on real images where these are there, and draws its figures.
-
-    ``names`` is the module ``registry``. Raises UserError where the folder is no run's.
-    """
+    """Tests a run's networks, draws its figures; ``names`` is ``registry``. Raises UserError where there is no run."""
     report, images = Report(read_run(path)), None
     distilled = report.run.method != "scratch"
     try:
         networks = RunNetworks(path, names, precision=report.run.config.get("precision", "auto"))
         report.names, size = networks.class_names, networks.spec.img_size
-        rows, report.samples = read_samples(report.run.path, size) if distilled else ({}, "")
+        rows, report.samples = drawings.read_samples(report.run.path, size) if distilled else ({}, "")
         if rows:
-            report.figures["samples_over_epochs"] = draw_samples(rows, size)
+            report.figures["samples_over_epochs"] = drawings.draw_samples(rows, size)
         images, report.missing = networks.test_images()
     except UserError as error:
         report.missing = [str(error)]
@@ -130,13 +119,13 @@ def examine(path: Path | str, names: Any) -> Report:
 def draw(report: Report) -> None:
     """Adds curves and what the matrices say to ``figures``."""
     metrics, figures = report.run.metrics, report.figures
-    for title, (unit, columns) in curves_of(metrics).items():
+    for title, (unit, columns) in drawings.curves_of(metrics).items():
         level = report.numbers["accuracy_teacher"] if columns[0] == "accuracy" else None
-        figures[f"curves/{title}"] = draw_curve(metrics, unit, columns, level)
+        figures[f"curves/{title}"] = drawings.draw_curve(metrics, unit, columns, level)
     for label, matrix in report.matrices.items():
-        figures[f"confusion/{label}"] = draw_confusion(matrix, report.names, label)
+        figures[f"confusion/{label}"] = drawings.draw_confusion(matrix, report.names, label)
     if report.matrices:
-        figures["class_accuracy"] = draw_class_accuracy(report.class_accuracy, report.names)
+        figures["class_accuracy"] = drawings.draw_class_accuracy(report.class_accuracy, report.names)
 
 
 def write_board(report: Report) -> int:
@@ -163,7 +152,7 @@ def page(reports: Sequence[Report]) -> str:
     how = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **how)
     environment.filters |= {"percent": percent, "svg": svg, "quote": shlex.quote}
-    known = {"few": NUMBERED, "common": [*MEASURES, "epochs", "rounds"], "colours": [colour for colour, _ in STYLES]}
+    known = {"common": [*MEASURES, "epochs", "rounds"], "colours": [colour for colour, _ in STYLES]}
     return environment.get_template("report.html.j2").render(reports=reports, **known)
 
 
@@ -173,10 +162,7 @@ def percent(value: float | None) -> str:
 
 
 def svg(figure: Figure, title: str, key: str) -> Markup:
-    """A figure as inline SVG: what is black or in the colours of STYLES takes the page's own ink, light or dark.
-
-    ``title`` is for who cannot see it; from ``key``, unique in the page, the SVG's own names are made.
-    """
+    """A figure as inline SVG in the page's own ink, light or dark; its names are unique where ``key`` is."""
     drawn, nothing = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)

@@ -41,13 +41,8 @@ class Classifier(nn.Module):
 class RunNetworks:
     """A run's networks, each loaded when first asked for, on the device, frozen and in eval mode.
 
-    Args:
-        path: the run folder.
-        names: the module ``registry``, which knows models and data sets.
-        device, precision: as of the flags of these names.
-
-    Raises:
-        UserError: where the folder is no run's, or, as a network is asked for, where its file is missing or another's.
+    ``names`` is the module ``registry``; device and precision are as of the flags. Raises UserError where the folder is
+    no run's, or, as a network is asked for, where its file is missing or another's.
     """
 
     def __init__(self, path: Path | str, names: Any, device: str = "auto", precision: str = "auto"):

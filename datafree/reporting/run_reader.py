@@ -13,17 +13,12 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder's numbers.
-
-    Attributes:
-        metrics: the numeric columns of metrics.csv, a row an epoch, NaN where a cell is empty; ``epoch`` counts.
-        summary: summary.json; empty where the run is not complete.
-    """
+    """A run folder's numbers."""
 
     path: Path
     config: dict[str, Any]
-    metrics: pd.DataFrame
-    summary: dict[str, Any]
+    metrics: pd.DataFrame  # the numeric columns of metrics.csv, a row an epoch; ``epoch`` counts
+    summary: dict[str, Any]  # empty where the run is not complete
 
     @property
     def complete(self) -> bool:

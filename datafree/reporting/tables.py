@@ -10,21 +10,14 @@ from .results import CELL, TASK, teacher_accuracies
 from .run_reader import mean_and_std
 
 PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), comment="#", index_col=["data set", "pair"])
-COSTS = {  # measure: header, decimals
-    "seconds_synthesis": ("synthesis, s", 1),
-    "seconds_total": ("total, s", 1),
-    "peak_memory_mb": ("peak memory, MiB", 0),
-    "images": ("images made", 0),
-}
+COSTS = {"seconds_synthesis": ("synthesis, s", 1), "seconds_total": ("total, s", 1)}  # measure: header, decimals
+COSTS |= {"peak_memory_mb": ("peak memory, MiB", 0), "images": ("images made", 0)}
 MEASURES = ["accuracy_last", "accuracy_best", "agreement", "accuracy_teacher", *COSTS]
 MATHS = str.maketrans({"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$"})  # what pandas leaves as it is
 
 
 def accuracies(frame: pd.DataFrame, measure: str, published: bool = False) -> pd.DataFrame:
-    """A row a task, a column a method; a student trained on real data stands in the row of every task that it has.
-
-    ``frame`` is what ``results.collect`` gives; with ``published``, what others published stands beside it.
-    """
+    """A row a task, a column a method, and what others published; a student of real data stands in each of its rows."""
     cells = {key: accuracy_text(cell, measure) for key, cell in frame.groupby([*TASK, "label"], sort=False)}
     methods = sorted(dict.fromkeys(zip(frame.method != "scratch", frame.method, frame.label, strict=True)))
     tasks = frame.sort_values("teacher", key=lambda teacher: teacher == "", kind="stable")[TASK].drop_duplicates()
@@ -85,14 +78,10 @@ def numbers(frame: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame, title: str = "") -> str:
     """Text in cells, as a Markdown table; a bar in a cell does not end it."""
-    escaped = table.astype(str).rename(columns=_escaped).map(_escaped)
+    escaped = table.astype(str).replace(r"\|", r"\\|", regex=True).rename(columns=lambda name: name.replace("|", r"\|"))
     lines = escaped.to_markdown(index=False, disable_numparse=True, tablefmt="github")
     lines = re.sub(":?-{3,}:?", "---", re.sub(" +", " ", lines))
     return f"**{title}**\n\n{lines}" if title else lines
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def latex(table: pd.DataFrame, title: str) -> str:
