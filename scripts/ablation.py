@@ -14,14 +14,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from datafree.arguments import Parser, number
-from datafree.entry import run_program
-from datafree.launching import Job, run_queue
-from datafree.stopping import Stopped
+import pandas as pd
+from launching import Job, folder_of, run_queue
 
+from datafree.cli.parser import Parser, number
+from datafree.cli.program import run_program
 from datafree.errors import UserError
 from datafree.reporting.plots import draw_groups
 from datafree.reporting.run_reader import FinishedRun, mean_and_std, read_run
+from datafree.reporting.tables import markdown
+from datafree.runs.stopping import Stopped
 
 Groups = dict[str, list[FinishedRun]]
 
@@ -65,17 +67,18 @@ def run_all(planned: dict[tuple[str, int], str], args: object, groups: Groups) -
     Raises:
         UserError: for the first run that failed, once those under way have ended.
     """
-    labels = {f"{args.name}-{slug(label)}-s{seed}": label for label, seed in planned}
-    jobs = [
-        Job(tag, tag, [*shlex.split(flags), "--seed", str(seed)])
-        for tag, ((_, seed), flags) in zip(labels, planned.items(), strict=True)
-    ]
+    labels, jobs = {}, []
+    for (label, seed), flags in planned.items():
+        tag = f"{args.name}-{slug(label)}-s{seed}"
+        line = [*shlex.split(flags), "--seed", str(seed), "--tag", tag, "--run_root", str(args.run_root)]
+        labels[tag] = label
+        jobs.append(Job(tag, line, folder_of(line)))
 
     def finished(job: Job, folder: Path) -> None:
         print(f"done: {folder}", flush=True)
         groups[labels[job.name]].append(read_run(folder))
 
-    for failure in run_queue(jobs, ROOT / "main.py", args.run_root, [{}] * args.jobs, finished).values():
+    for failure in run_queue(jobs, ROOT / "main.py", [{}] * args.jobs, finished).values():
         raise UserError(failure, "mend it and call this script again; it goes on from here")
 
 
@@ -96,16 +99,14 @@ def report(groups: Groups, args: object) -> None:
 
 def table(groups: Groups) -> str:
     """Markdown: a row a setting; mean ± sample standard deviation over its n finished runs."""
-    lines = [
-        "| setting | n | last % | best % | agreement % | rounds to 90 % | to 95 % | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    numbers = {"last %": "accuracy_last", "best %": "accuracy_best", "agreement %": "agreement"}
+    rows = []
     for label, runs in groups.items():
-        columns = [[run.summary[key] for run in runs] for key in ("accuracy_last", "accuracy_best", "agreement")]
-        columns += [[run.rounds_to(accuracy) for run in runs] for accuracy in (90, 95)]
-        columns += [[run.summary["seconds_total"] for run in runs]]
-        lines.append(f"| {label} | {len(runs)} | " + " | ".join(map(mean_and_std, columns)) + " |")
-    return "\n".join(lines)
+        row = {"setting": label, "n": len(runs)}
+        row |= {header: mean_and_std([run.summary[key] for run in runs]) for header, key in numbers.items()}
+        row |= {f"epochs to {goal} %": mean_and_std([run.epochs_to(goal) for run in runs]) for goal in (90, 95)}
+        rows.append(row | {"seconds": mean_and_std([run.summary["seconds_total"] for run in runs])})
+    return markdown(pd.DataFrame(rows))
 
 
 def sources(groups: Groups) -> list[str]:

@@ -6,23 +6,22 @@ For each bound a fresh P is trained on images of the run's generator; random sig
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from datafree.arguments import Parser, number
-from datafree.attack import Attack, AttackSettings
-from datafree.data.augment import Augmentation, to_pixels
-from datafree.entry import run_program
-from datafree.evaluation import percentage_equal, predict
-from datafree.randomness import Streams, initialising
 
 import registry
-from datafree import device
-from datafree.models.generator import ReusableGenerator
-from datafree.models.perturbation import PerturbationNetwork
+from datafree.cli.parser import Parser, number
+from datafree.cli.program import run_program
+from datafree.data.augmentation import Augmentation
+from datafree.engine.context import Context
+from datafree.engine.evaluation import percentage_equal
+from datafree.engine.randomness import Streams
 from datafree.reporting.run_networks import RunNetworks
+from datafree.targets.attack import Attack, perturb
 
 BATCH = 64
 
@@ -30,56 +29,45 @@ BATCH = 64
 def main(argv: list[str]) -> None:
     parser = Parser(prog="attack_transfer.py", description="Accuracy of a teacher under P, over the attack's bound.")
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="a finished run, for its generator")
-    parser.add_argument("--bounds", type=number(float, 0, 255), nargs="+", default=[10, 25, 50], help="in 1/255")
+    parser.add_argument("--bounds", type=number(float, 0), nargs="+", default=[10, 25, 50], help="in 1/255")
     parser.add_argument("--steps", type=number(int, 1), default=300, help="of training for each P")
     parser.add_argument("--p_width", type=number(int, 1), default=16, help="width of P")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of P and of the noise")
     args = parser.parse_args(argv)
     run = RunNetworks(args.run, registry)
-    compute, augmentation, teacher, images = run.compute, run.augmentation, run.teacher, run.real_images()
-    real, truth = augmentation.normalise(to_pixels(images.images)), images.labels
-    clean = percentage_equal(predict(teacher, images, augmentation, compute)[0], truth)
+    images = run.real_images()
+    real, truth = images.images.float() / 255, images.labels
+    clean = percentage_equal(*run.predict(run.teacher, images))
 
-    signs = torch.randn(real.shape, generator=Streams(args.seed, compute.device)["signs"], device=real.device).sign()
+    signs = torch.randn(real.shape, generator=run.stream(args.seed, "signs"), device=real.device).sign()
     print(f"teacher on {len(truth)} real images: {clean:.2f} %; P of width {args.p_width}, {args.steps} steps\n")
     print("| bound (1/255) | accuracy under P % | drop | under random signs % | synthetic images that change class % |")
     print("|---|---|---|---|---|")
     for bound in args.bounds:
-        attack, changed = train(args, bound / 255, compute, augmentation, teacher, run.generator)
-        low, high = attack.limits
-        noisy = torch.clamp(real + bound / 255 * (high - low) * signs, low, high)
-        with torch.no_grad(), compute.autocast():
-            attacked, random = (percentage_equal(teacher(x).argmax(1), truth) for x in (attack.attack(real), noisy))
-        print(f"| {bound:g} | {attacked:.2f} | {clean - attacked:.2f} | {random:.2f} | {changed:.1f} |", flush=True)
+        P, changed = train(args, bound, run)
+        with torch.no_grad(), run.compute.autocast():
+            shown = (perturb(P, real, bound / 255, run.teacher), (real + bound / 255 * signs).clamp(0, 1))
+            under_P, under_signs = (percentage_equal(run.teacher(x).argmax(1), truth) for x in shown)
+        print(f"| {bound:g} | {under_P:.2f} | {clean - under_P:.2f} | {under_signs:.2f} | {changed:.1f} |", flush=True)
 
 
-def train(
-    args: object,
-    bound: float,
-    compute: device.Compute,
-    augmentation: Augmentation,
-    teacher: torch.nn.Module,
-    generator: ReusableGenerator,
-) -> tuple[Attack, float]:
+def train(args: Namespace, bound: float, run: RunNetworks) -> tuple[torch.nn.Module, float]:
     """P after its steps on fresh synthetic images, and the share (%) of further ones whose class it changes."""
-    settings = AttackSettings(bound, pa=0.0, width=args.p_width, lr_p=2e-4, swap=False)
-    with initialising(args.seed, "P"):
-        network = compute.place(PerturbationNetwork(settings.width))
-    attack = Attack(network, teacher, settings, augmentation, compute)
-    streams = Streams(args.seed, compute.device)
+    streams = Streams(args.seed, run.compute.device)
+    augmentation = Augmentation(run.config["crop_padding"], run.spec.flip)
+    context = Context(run.spec, run.teacher, run.teacher, run.student, run.compute, streams, augmentation)
+    attack = Attack(context, Attack.Config(attack_bound=bound, p_width=args.p_width))
 
     def images() -> torch.Tensor:
-        z = torch.randn(BATCH, generator.g1.config["nz"], generator=streams["noise"], device=compute.device)
-        with torch.no_grad(), compute.autocast():
-            return generator(z)
+        z = torch.randn(BATCH, run.nz, generator=streams["noise"], device=run.compute.device)
+        with torch.no_grad(), run.compute.autocast():
+            return run.generator(z)
 
     for _ in range(args.steps):
         x = augmentation(images(), streams["augmentation"])
-        with torch.no_grad(), compute.autocast():
-            logits = teacher(x)
-        attack.train_step(x, logits)
-    succeeded = torch.cat([attack.pair(augmentation.normalise(images())).succeeded for _ in range(8)])
-    return attack, 100 * succeeded.float().mean().item()
+        attack.train_step(x, context.answers(x))
+    succeeded = torch.cat([attack.pair(images()).succeeded for _ in range(8)])
+    return attack.P.eval(), 100 * succeeded.float().mean().item()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs side by side: a table, and a picture of accuracy and generator loss over rounds with synthetic samples.
+"""Runs side by side: a table, and a picture of accuracy and loss over epochs with synthetic samples.
 
 python scripts/compare.py run/anew-digits-resnet20-resnet8 run/reuse_common-... --picture run/compare.png
 """
@@ -8,11 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datafree.arguments import Parser
-from datafree.entry import run_program
+import pandas as pd
 
+from datafree.cli.parser import Parser
+from datafree.cli.program import run_program
 from datafree.reporting.plots import draw_comparison
-from datafree.reporting.run_reader import FinishedRun, read_run
+from datafree.reporting.run_reader import FinishedRun, mean_and_std, read_run
+from datafree.reporting.tables import markdown
 
 TARGET = 95.0
 
@@ -31,21 +33,18 @@ def main(argv: list[str]) -> None:
 
 def table(runs: list[FinishedRun]) -> str:
     """Markdown, a row a run; a run that is not complete says so."""
-    lines = [
-        f"| task | mode | teacher % | student last % | best % | rounds to {TARGET:g} % | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for run in runs:
-        pair = f"{run.config['teacher']} -> {run.config['student']}"
+        row = {"task": run.pair.replace(">", "->"), "method": run.method}
+        summary = run.summary if run.complete else {}
+        for header, key in {"teacher %": "teacher", "student last %": "last", "best %": "best"}.items():
+            row[header] = mean_and_std([summary.get(f"accuracy_{key}")])
+        row[f"epochs to {TARGET:g} %"] = run.epochs_to(TARGET) or "not reached"
+        row["seconds"] = mean_and_std([summary.get("seconds_total")], 0)
         if not run.complete:
-            lines.append(f"| {pair} | {run.config['mode']} | incomplete: {run.path} | | | | |")
-            continue
-        summary = run.summary
-        accuracies = [summary["accuracy_teacher"], summary["accuracy_last"], summary["accuracy_best"]]
-        shown = " | ".join("-" if value is None else f"{value:.2f}" for value in accuracies)
-        rounds = run.rounds_to(TARGET) or "not reached"
-        lines.append(f"| {pair} | {run.config['mode']} | {shown} | {rounds} | {summary['seconds_total']:.0f} |")
-    return "\n".join(lines)
+            row |= dict.fromkeys(list(row)[2:], "") | {"teacher %": f"incomplete: {run.path}"}
+        rows.append(row)
+    return markdown(pd.DataFrame(rows))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datafree.arguments import Parser
-from datafree.entry import run_program
-
+from datafree.cli.parser import Parser
+from datafree.cli.program import run_program
 from datafree.errors import UserError
 from datafree.reporting.results import collect
 from datafree.reporting.run_reader import FinishedRun, read_run

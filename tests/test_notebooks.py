@@ -25,7 +25,7 @@ TINY = {
         ("bfa.csv", "bfa.png", "bfa_images.png"),
     ),
     "teacher_behavior": (
-        "RUN, OUT = {run!r}, {out!r}\nSYNTHETIC, CARLINI_WAGNER, BINS = 24, 1, 5",
+        "RUN, OUT = {run!r}, {out!r}\nSYNTHETIC, ATTACKED, BINS = 24, 1, 5",
         ("teacher_behavior.csv", "teacher_images.png", "teacher_confidence.png", "teacher_reliability.png"),
     ),
 }

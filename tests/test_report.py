@@ -9,26 +9,24 @@ from html import escape, unescape
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, user_error
-from datafree.data.augment import to_levels
-from datafree.run_folder import RunFolder
-from datafree.snapshot import SavedPool
+from conftest import ROOT
 from PIL import Image
-from programs import NAME, SMALL, SMALL_SCRATCH, finished, tree
+from programs import NAME, SMALL, SMALL_SCRATCH, finished, script, tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_scripts import script
 
 import registry
 import train_scratch
-from datafree.analysis import samples
-from datafree.reporting import findings
-from datafree.reporting.findings import Findings, examine, write_board
-from datafree.reporting.report import duration, page
+from datafree.reporting import figures
+from datafree.reporting.report import Report, draw, examine, page, write_board
+from datafree.reporting.run_networks import RunNetworks
+from datafree.run_folder import RunFolder
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HL = NAME.replace("anew", "anew-hl")
+SECTIONS = ["Curves", "Synthetic images", "Classes", "Reuse", "Also reported", "Configuration"]
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -67,12 +65,19 @@ def run(runs, tmp_path):
     return shutil.copytree(runs / HL, tmp_path / HL)
 
 
-def incomplete(run):
-    """As a run is before its end."""
+def incomplete(run, rows):
+    """As a run is after so many epochs, before its end."""
     for name in ("summary.json", "gan_reuse.pth", "gan_abandon.pth", "decoder.pth", "gap.pth", "generator_loss.npy"):
         (run / name).unlink()
     lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
-    (run / "metrics.csv").write_text("".join(lines[:-1]))
+    (run / "metrics.csv").write_text("".join(lines[: rows + 1]))
+    return run
+
+
+def reconfigured(run, **config):
+    """The run with other entries in config.json."""
+    before = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(before | config))
     return run
 
 
@@ -91,8 +96,7 @@ class Elements(HTMLParser):
         assert not self.open, self.open
 
     def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
+        self.handle_startendtag(tag, attributes)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -104,31 +108,54 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
-def headings(text):
-    return [unescape(found) for found in re.findall(r"<h2>(.*?)</h2>", text)]
+def headings(text, level=2):
+    return [unescape(found) for found in re.findall(rf"<h{level}>(.*?)</h{level}>", text)]
 
 
 def test_the_page_has_every_part_and_the_numbers_of_the_files(runs, text):
     run = runs / HL
     summary = json.loads((run / "summary.json").read_text())
-    assert headings(text) == ["Curves", "Synthetic images", "Classes", "Reuse", "Configuration"]
+    assert headings(text) == SECTIONS
     for key in ("accuracy_last", "accuracy_best", "accuracy_teacher", "agreement"):
         assert f"<b>{summary[key]:.2f} %</b>" in text
-    assert f"g1 {summary['score_g1']:.4g}, g2 {summary['score_g2']:.4g}" in text
-    assert f"The next task gets {summary['reused_network']}" in text and ">incomplete<" not in text
+    assert f"<tr><td>score_g1</td><td>{summary['score_g1']:.6g}</td></tr>" in text  # the method's own
+    assert "<td>gan_reuse.pth</td><td>g" in text and ">incomplete<" not in text
     for name, value in json.loads((run / "config.json").read_text()).items():
-        assert isinstance(value, dict | list) or f"<td>{name}</td>" in text
-    for word in ("Attack", "swapped", "round 3", "digits_resnet20.pth", "git_commit"):
+        assert isinstance(value, dict) or f"<td>{name}</td>" in text
+    for word in ("epoch 3", "digits_resnet20.pth", "git_commit", "attacked rate"):
         assert word in text
     Elements(text)
 
 
-def test_confusion_matrices_are_of_the_test_set_and_agree_with_the_summary(runs, found):
-    summary = json.loads((runs / HL / "summary.json").read_text())
+def test_confusion_matrices_are_of_the_test_set_and_agree_with_the_summary(found):
     for label, key in (("student", "accuracy_last"), ("teacher", "accuracy_teacher")):
         matrix = found.matrices[label]
         assert matrix.shape == (10, 10) and matrix.sum() == 360
-        assert 100 * matrix.trace().item() / 360 == pytest.approx(summary[key])
+        assert 100 * matrix.trace() / 360 == pytest.approx(found.run.summary[key])
+
+
+def test_mistakes_and_class_accuracy_are_those_counted_by_hand(found):
+    matrix = np.array([[8, 2, 0, 0], [3, 4, 3, 0], [0, 0, 5, 0], [0, 0, 0, 0]])  # nothing of class d
+    report = Report(found.run, list("abcd"), {"student": matrix})
+    assert report.mistakes == [("b", "a", 3, "30.00 %"), ("b", "c", 3, "30.00 %"), ("a", "b", 2, "20.00 %")]
+    assert report.classes.to_numpy().tolist() == [
+        *(["a", 10, "80.00 %"], ["b", 10, "40.00 %"], ["c", 5, "100.00 %"], ["d", 0, "–"])
+    ]
+
+
+def test_every_column_that_a_method_reported_is_in_a_curve(run):
+    lines = (run / "metrics.csv").read_text().splitlines()
+    added = ["loss_foo,rate_bar,norm_baz,word", "2000,0.25,7,x", "200,0.5,8,y", "2,1,9,z"]
+    (run / "metrics.csv").write_text("\n".join(map(",".join, zip(lines, added, strict=True))))
+    report = examine(run, registry)
+    titles = headings(page([report]), 3)
+    assert {"Loss foo", "Norm baz", "Shares", "Accuracy and agreement", "Learning rate", "Time"} <= set(titles)
+    (axes,) = report.figures["curves/Loss foo"].axes
+    assert axes.get_lines()[0].get_ydata().tolist() == [2000, 200, 2] and axes.get_yscale() == "log"
+    shares = [line.get_label() for line in report.figures["curves/Shares"].axes[0].get_lines()]
+    assert {"rate bar", "swap rate"} <= set(shares) and "norm baz" not in shares
+    drawn = [name for _, columns in figures.curves_of(report.run.metrics).values() for name in columns]
+    assert sorted([*drawn, "epoch"]) == sorted(report.run.metrics) and "word" not in drawn
 
 
 def test_the_page_fetches_nothing(text):
@@ -137,7 +164,7 @@ def test_the_page_fetches_nothing(text):
     assert not {"script", "link", "iframe", "img"} & set(elements.tags) and "svg" in elements.tags
     fetched = [value for name, value in elements.attributes if name in ("src", "href", "xlink:href", "data", "srcset")]
     assert fetched and all(value.startswith(("data:image/png;base64,", "#")) for value in fetched)
-    assert all(found == "#" for found in re.findall(r"url\((.)", text))
+    assert all(found == "#" for found in re.findall(r"url\((.)", text)) and "default-src 'none'" in text
 
 
 def test_the_script_writes_the_page_and_leaves_the_run_as_it_was(run, capsys):
@@ -155,101 +182,100 @@ def test_figures_are_in_tensorboard_once_however_many_reports_were_made(run, fou
     assert len(list((run / "tensorboard").glob("*.report"))) == 1
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    figures = {"samples_over_rounds", "confusion/student", "confusion/teacher", "class_accuracy"}
+    figures = {"samples_over_epochs", "confusion/student", "confusion/teacher", "class_accuracy"}
     assert set(events.Tags()["images"]) == {"synthetic", *(f"report/{name}" for name in figures)}
-    assert [event.step for event in events.Images("report/class_accuracy")] == [3]
     assert "loss_bn" in events.Tags()["scalars"]
 
 
 def test_an_incomplete_run_is_said_to_be_so_with_what_there_is(run):
-    script("report").main([str(incomplete(run))])
+    script("report").main([str(incomplete(run, 2))])
     text = (run / "report.html").read_text()
-    assert "Incomplete: 2 of 3 rounds" in text and f"main.py --resume {run}" in text and ">incomplete<" in text
-    assert {"Curves", "Synthetic images", "Classes", "Reuse"} <= set(headings(text)) and "left nothing yet" in text
+    assert "Incomplete: 2 of 3 epochs" in text and f"main.py --resume {run}" in text and ">incomplete<" in text
+    assert headings(text) == ["Curves", "Synthetic images", "Classes", "Configuration"]  # it has left nothing to reuse
     assert "Confusion matrix of the student" in text and not list((run / "tensorboard").glob("*.report"))
 
 
-def test_a_run_of_no_round_yet_has_a_page(run):
-    incomplete(run)
-    header = (run / "metrics.csv").read_text().splitlines(keepends=True)[0]
-    (run / "metrics.csv").write_text(header)
-    for name in ("student_last.pth", "last.pth", "pool.bin", "synthetic.pth"):
+def test_a_run_of_no_epoch_yet_has_a_page(run):
+    incomplete(run, 0)
+    for name in ("student_last.pth", "last.pth", "pool.bin", "synthetic.png"):
         (run / name).unlink()
     shutil.rmtree(run / "tensorboard")
     text = page_of(run)
-    assert "Incomplete: 0 of 3 rounds" in text and "No round has been recorded" in text and "none to show" in text
+    assert "Incomplete: 0 of 3 epochs" in text and "No epoch has been recorded" in text and "none to show" in text
     assert escape(str(run / "student_last.pth")) in text  # what is missing is named
 
 
 def test_a_run_of_train_scratch_has_the_same_page_without_the_generator_s_parts(runs):
     found = examine(runs / "scratch-digits-resnet8", registry)
-    text, summary = page([found]), json.loads((found.run.path / "summary.json").read_text())
-    assert 100 * found.matrices["model"].trace().item() / 360 == pytest.approx(summary["accuracy_last"])
-    assert (
-        headings(text) == ["Curves", "Classes", "Configuration"] and f"<b>{summary['accuracy_last']:.2f} %</b>" in text
-    )
-    assert "Confusion matrix of the model" in text and "Training loss" in text and "eacher</span>" not in text
+    text, last = page([found]), found.run.summary["accuracy_last"]
+    assert 100 * found.matrices["model"].trace() / 360 == pytest.approx(last) and f"<b>{last:.2f} %</b>" in text
+    assert headings(text) == ["Curves", "Classes", "Configuration"]
+    assert "Confusion matrix of the model" in text and "accuracy train" in text and "eacher</span>" not in text
 
 
 def test_without_a_test_set_the_page_says_so_and_gives_agreement(run, monkeypatch):
-    monkeypatch.setattr(findings, "test_images", lambda *_, **__: (None, ["no accuracy: no images in data/x"]))
+    monkeypatch.setattr(RunNetworks, "test_images", lambda _: (None, ["no accuracy: no images in data/x"]))
     text, agreement = page_of(run), json.loads((run / "summary.json").read_text())["agreement"]
     assert "no accuracy: no images in data/x" in text and "Without real test images" in text
     assert f"the teacher's answer to {agreement:.2f} %" in unescape(text) and "Confusion matrix" not in text
 
 
 def test_a_run_on_a_folder_that_is_gone_keeps_its_numbers_and_says_what_is_missing(run):
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"dataset": f"imagefolder:{run / 'gone'}"}))
-    text, summary = page_of(run), json.loads((run / "summary.json").read_text())
-    assert f"<b>{summary['accuracy_last']:.2f} %</b>" in text
-    for heading in ("<h2>Synthetic images</h2>", "<h2>Classes</h2>"):
-        assert "gone holds neither" in text[text.index(heading) :].split("</section>")[0]
+    text = page_of(reconfigured(run, dataset=f"imagefolder:{run / 'gone'}"))
+    assert f"<b>{json.loads((run / 'summary.json').read_text())['accuracy_last']:.2f} %</b>" in text
+    assert "gone holds neither" in text[text.index("<h2>Classes</h2>") :].split("</section>")[0]
 
 
 def test_what_was_reused_is_named_with_its_origin_or_as_gone(run, runs):
-    config = json.loads((run / "config.json").read_text())
-    config |= {"mode": "reuse_common", "reuse_generator_path": str(runs / HL / "gan_reuse.pth")}
-    config |= {"reuse_decoder_path": str(run / "gone.pth")}
-    (run / "config.json").write_text(json.dumps(config))
-    text = page_of(run)
-    row = re.search(rf"<tr><td>{re.escape(str(runs / HL / 'gan_reuse.pth'))}</td>(.*?)</tr>", text).group(1)
-    kept = json.loads((runs / HL / "summary.json").read_text())["reused_network"]
-    assert re.findall("<td>(.*?)</td>", row)[:4] == [kept, "anew", "digits", "resnet20 → resnet8"]
-    gone = re.search(rf"<tr><td>{re.escape(str(run / 'gone.pth'))}</td>(.*?)</tr>", text).group(1)
-    assert "does not exist" in gone and "digits</td>" not in gone
+    kept, gone = str(runs / HL / "gan_reuse.pth"), str(run / "gone.pth")
+    text = page_of(reconfigured(run, mode="reuse_common", reuse_generator_path=kept, reuse_decoder_path=gone))
+    rows = {path: re.search(rf"<tr><td>{re.escape(path)}</td>(.*?)</tr>", text).group(1) for path in (kept, gone)}
+    part = json.loads((runs / HL / "summary.json").read_text())["reused_network"]
+    assert re.findall("<td>(.*?)</td>", rows[kept])[:4] == [part, "anew", "digits", "resnet20 → resnet8"]
+    assert "does not exist" in rows[gone] and "digits</td>" not in rows[gone]
+
+
+def test_flags_stand_in_the_groups_that_the_run_recorded_and_in_bold_where_not_their_default(run):
+    groups, defaults = {"training": ["lr", "epochs", "unknown"], "empty": []}, {"lr": 0.1, "epochs": 200}
+    text = page_of(reconfigured(run, groups=groups, defaults=defaults, method="aeahl_rg", format=2))
+    titles = headings(text, 3)
+    assert titles[-3:] == ["training", "other", "environment"]
+    assert "<td>lr</td><td>0.1</td>" in text and "<td>epochs</td><td><b>3</b></td>" in text
 
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=\"alert(1)\">&amp;"
 
 
 def test_what_comes_from_files_is_shown_as_text_and_never_as_markup(run, monkeypatch):
-    config = json.loads((run / "config.json").read_text())
-    config |= {"tag": HOSTILE, "mode": f"anew{HOSTILE}", HOSTILE: HOSTILE, "environment": {HOSTILE: HOSTILE}}
-    (run / "config.json").write_text(json.dumps(config))
+    reconfigured(run, tag=HOSTILE, mode=f"anew{HOSTILE}", **{HOSTILE: HOSTILE}, environment={HOSTILE: HOSTILE})
     (run / "log.txt").write_text(f"warning: {HOSTILE}\n")
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    name = HOSTILE.replace('"', '""')
+    lines = [f'{header},"loss_{name}",$x^2$', *(f"{row},1,2" for row in rows)]
+    (run / "metrics.csv").write_text("\n".join(lines))
     hostile = run.rename(run.with_name(f"{HOSTILE.replace('/', '')}'"))
-    monkeypatch.setitem(findings.NAMES, "digits", (HOSTILE, *["$x^2$", "$\\bad{$", "3", "4", "5", "6", "7", "8", "9"]))
-    text = page_of(hostile)
+    names = [HOSTILE, "$x^2$", "$\\bad{$", *"3456789"]
+    monkeypatch.setattr("datafree.reporting.run_networks.NAMES", {"digits": names})
+    text = page([report := examine(hostile, registry), report])
     elements = Elements(text)
-    assert not {"script", "img"} & set(elements.tags) and not any(
-        name.startswith("on") for name, _ in elements.attributes
-    )
-    assert text.count(escape(HOSTILE)) >= 7 and "$\\bad{$" in text
+    assert not {"script", "img"} & set(elements.tags)
+    assert not any(name.startswith("on") for name, _ in elements.attributes)
+    assert text.count(str(escape(HOSTILE)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")) >= 7
+    assert "$\\bad{$" in text
 
 
 def test_a_page_of_several_runs_begins_with_a_table_of_them(found):
-    few = replace(found, run=replace(found.run, metrics={}), figures={}, matrices={}, samples=None)
-    both = page([few, replace(few, run=replace(found.run, path=found.run.path.with_name("other")))])
+    few = Report(replace(found.run, metrics=found.run.metrics.iloc[:0]))
+    both = page([few, replace(few, run=replace(few.run, path=few.run.path.with_name("other")))])
     first = both[: both.index("<article>")]
     assert f"<td>{HL}</td>" in first and "<td>other</td>" in first and both.count("<article>") == 2
 
 
 def test_many_classes_get_a_list_of_the_worst_ten(found):
-    matrix = torch.eye(100).long() * 20
+    matrix = np.eye(100, dtype=int) * 20
     matrix[42, 42], matrix[42, 24] = 5, 15
-    many = Findings(replace(found.run, metrics={}), [f"class {i}" for i in range(100)], {"student": matrix})
-    findings._draw(many)
+    many = Report(replace(found.run, metrics=pd.DataFrame()), [f"class {i}" for i in range(100)], {"student": matrix})
+    draw(many)
     text = page([many, many])
     worst = text[text.index("10 classes of the student") :]
     cells = '<td>class 42</td><td class="number">20</td><td class="number">25.00 %</td>'
@@ -258,44 +284,18 @@ def test_many_classes_get_a_list_of_the_worst_ten(found):
     assert len(names) == len(set(names)) > 4  # of clip paths and markers, in one page
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with user_error(str(tmp_path), "run folder"):
-        script("report").main([str(tmp_path)])
-
-
-def test_the_saved_pool_has_the_images_of_each_round_beside_their_twins(run):
-    pool = SavedPool(run, 32, twins=True)
-    newest = torch.load(run / "synthetic.pth", weights_only=True)
-    assert len(pool) == 3 and pool.images(1).shape == (8, 3, 32, 32)
-    apart = (pool.images(3).int() - to_levels(newest).int()).abs()
-    assert 0 < apart.max() <= 25 + 1  # the attack's bound: where images were swapped, the attacked ones stand here
-    data = bytearray((run / "pool.bin").read_bytes())
-    data[-1] ^= 1
-    (run / "pool.bin").write_bytes(data)
-    assert pool.images(2).shape == (8, 3, 32, 32)
-    with user_error("pool.bin", "round 3"):
-        pool.images(3)
-
-
-def test_samples_come_from_tensorboard_or_the_newest_batch_where_the_pool_is_gone(run):
-    config = json.loads((run / "config.json").read_text())
-    newest = to_levels(torch.load(run / "synthetic.pth", weights_only=True))
-    board = samples.from_board(run, config, 32)
-    assert board.labels == ["round 1", "round 2", "round 3"] and board.images.shape == (3, 8, 3, 32, 32)
-    assert (board.images[-1].int() - newest.int()).abs().max() <= 1  # TensorBoard cuts where we round
-    assert samples.from_pool(run, config, 32).labels == board.labels
-    (run / "pool.bin").write_bytes(b"")
-    found = examine(run, registry)
-    assert "TensorBoard" in found.samples.source and "damaged" in found.missing["samples"][0]
-    (run / "pool.bin").unlink()
+def test_samples_are_of_evenly_spaced_epochs_and_the_newest_where_tensorboard_is_gone(run, monkeypatch):
+    rows, _ = figures.read_samples(run, 32)
+    newest = (torch.load(run / "synthetic.pth", weights_only=True)[:8] * 255).permute(0, 2, 3, 1)
+    assert list(rows) == ["epoch 1", "epoch 2", "epoch 3"]
+    for i, image in enumerate(newest):
+        shown = rows["epoch 3"][1:, 1 + 33 * i : 33 + 33 * i, :3]
+        assert np.abs(shown - image.numpy()).max() <= 1  # TensorBoard cuts
+    monkeypatch.setattr(figures, "EPOCHS", 2)
+    assert list(figures.read_samples(run, 32)[0]) == ["epoch 1", "epoch 3"]
     shutil.rmtree(run / "tensorboard")
-    found = examine(run, registry)
-    assert found.samples.labels == ["newest"] and torch.equal(found.samples.images[0], newest)
-
-
-def test_rounds_shown_are_evenly_spaced_from_the_first_to_the_last():
-    assert samples.evenly_spaced(range(1, 41)) == [1, 5, 10, 14, 18, 23, 27, 31, 36, 40]
-    assert samples.evenly_spaced([2, 4]) == [2, 4] and samples.evenly_spaced([]) == []
+    (only,), source = figures.read_samples(run, 32)
+    assert only == "newest" and "synthetic.png" in source
 
 
 def test_overwriting_a_run_removes_the_report_of_it(run):
@@ -304,8 +304,12 @@ def test_overwriting_a_run_removes_the_report_of_it(run):
     assert not (run / "report.html").exists()
 
 
-def test_durations_are_read_without_counting():
-    assert [duration(s) for s in (0.04, 59.4, 843.2, 3600 * 5 + 125)] == ["0.0 s", "59.4 s", "14 min 3 s", "5 h 2 min"]
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.04, "0.0 s"), (59.4, "59.4 s"), (843.2, "14 min 3 s"), (18125, "5 h 2 min")]
+)
+def test_durations_are_read_without_counting(found, seconds, shown):
+    run = replace(found.run, metrics=pd.DataFrame(), summary=found.run.summary | {"seconds_total": seconds})
+    assert f"<span>Time</span><b>{shown}</b>" in page([Report(run)])
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
@@ -321,7 +325,7 @@ def test_a_browser_shows_the_page_without_complaint(runs, text, tmp_path):
     line += ["--dump-dom", (tmp_path / "report.html").as_uri()]
     shown = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
     summary = json.loads((runs / HL / "summary.json").read_text())
-    assert headings(shown.stdout) == ["Curves", "Synthetic images", "Classes", "Reuse", "Configuration"]
+    assert headings(shown.stdout) == SECTIONS
     assert f"{summary['accuracy_last']:.2f} %</b>" in shown.stdout and "<td>kd_steps</td>" in shown.stdout
     assert shown.stdout.count("<svg") == text.count("<svg") > 8 and "CONSOLE" not in shown.stderr
     pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)

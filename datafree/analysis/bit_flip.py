@@ -13,140 +13,83 @@ As published, the best layer is found by trying. Within a layer we try the one b
 flips, in each weight it picks, whichever bits the gradient's sign favours.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import accumulate
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .quantisation import BITS, QuantisedLayer, QuantisedModel, flip_changes
+from .quantisation import QuantisedLayer, QuantisedModel, flip_changes
 
 Evaluate = Callable[[QuantisedModel], float]
 
 
-@dataclass(frozen=True)
-class Flip:
-    """One flip and what came of it.
-
-    Attributes:
-        layer: its name.
-        index: the weight's place in the flattened layer.
-        bit: 0 to 7, where 7 is the sign.
-        loss_before, loss_after: the attacker's cross-entropy, in nats; None for random flips, which look at none.
-        accuracy: what ``evaluate`` said after it.
-    """
-
-    layer: str
-    index: int
-    bit: int
-    loss_before: float | None
-    loss_after: float | None
-    accuracy: float
-
-
-def gains(layer: QuantisedLayer, gradient: Tensor, k_top: int) -> tuple[Tensor, Tensor]:
-    """First-order rise of the loss for every bit of the layer's k_top weights of largest gradient.
-
-    Args:
-        layer: n weights.
-        gradient: dL/dw, in the weight's shape.
-        k_top: weights looked at; all of them where the layer has fewer.
-
-    Returns:
-        Their places in the flattened layer, (k,) int64, and the gains, (k, 8) in nats.
-    """
+def best_bit(layer: QuantisedLayer, gradient: Tensor, k_top: int, taken: set) -> tuple[int, int] | None:
+    """The (index, bit) of largest positive gain that is not among those taken; None where there is none."""
     flat = gradient.flatten()
     indices = flat.abs().topk(min(k_top, len(flat))).indices
     changes = flip_changes(layer.integers.flatten()[indices])  # (k,) -> (k, 8)
-    return indices, flat[indices].unsqueeze(1) * layer.step * changes
-
-
-def best_bit(
-    layer: QuantisedLayer, gradient: Tensor, k_top: int, taken: set[tuple[int, int]]
-) -> tuple[int, int] | None:
-    """The (index, bit) of largest positive gain that is not taken; None where there is none."""
-    indices, gain = gains(layer, gradient, k_top)
+    gain = flat[indices].unsqueeze(1) * layer.step * changes  # first-order rise of the loss, in nats
     for row, index in enumerate(indices.tolist()):
-        for bit in range(BITS):
+        for bit in range(8):
             if (index, bit) in taken:
                 gain[row, bit] = -torch.inf
-    best = int(gain.argmax())
-    row, bit = divmod(best, BITS)
+    row, bit = divmod(int(gain.argmax()), 8)
     return (int(indices[row]), bit) if gain[row, bit] > 0 else None
 
 
 def bit_flip_attack(
     model: QuantisedModel, x: Tensor, labels: Tensor, evaluate: Evaluate, flips: int, k_top: int = 10
-) -> list[Flip]:
-    """Flips bits of the model in place, each time the one found to raise the attacker's loss most.
+) -> pd.DataFrame:
+    """Flips bits of the model in place, at most so many, each time the one found to raise the attacker's loss most.
 
-    Args:
-        model: attacked in place; give a copy to keep one.
-        x: the attacker's images, normalised, (B, 3, H, W).
-        labels: their classes, (B,).
-        evaluate: accuracy of the model as it is, called after every flip.
-        flips: at most so many; fewer where no layer has a bit of positive gain left.
-        k_top: weights a layer whose bits are looked at.
-
-    Returns:
-        What was flipped, in order.
+    The attacker has images x (B, 3, H, W), as the model takes them, of classes ``labels`` (B,). Gives a row for no flip
+    and one for each: flips so far; accuracy as ``evaluate`` measures it, and the attacker's loss (nats), after it; the
+    layer, the weight's place in the flattened layer and the bit, 0 to 7, where 7 is the sign.
     """
-    taken: dict[str, set[tuple[int, int]]] = {layer.name: set() for layer in model.layers}
-    history: list[Flip] = []
-    for _ in range(flips):
-        loss, gradients = _gradients(model, x, labels)
-        tried = []
+    weights = [layer.module.weight for layer in model.layers]
+    taken: dict[str, set] = {layer.name: set() for layer in model.layers}
+    rows = [(0, evaluate(model), _loss(model, x, labels).item(), None, None, None)]
+    for number in range(1, flips + 1):
+        gradients, tried = torch.autograd.grad(_loss(model, x, labels), weights), []
         for layer, gradient in zip(model.layers, gradients, strict=True):
             found = best_bit(layer, gradient, k_top, taken[layer.name])
             if found is not None:
                 layer.flip(*found)
-                tried.append((_loss(model, x, labels), layer, *found))
+                with torch.no_grad():
+                    tried.append((_loss(model, x, labels).item(), layer, *found))
                 layer.flip(*found)
         if not tried:
             break
-        loss_after, layer, index, bit = max(tried, key=lambda candidate: candidate[0])
+        loss, layer, index, bit = max(tried, key=lambda candidate: candidate[0])
         layer.flip(index, bit)
         taken[layer.name].add((index, bit))
-        history.append(Flip(layer.name, index, bit, loss, loss_after, evaluate(model)))
-    return history
+        rows.append((number, evaluate(model), loss, layer.name, index, bit))
+    return _frame(rows)
 
 
-def random_flips(model: QuantisedModel, generator: torch.Generator, evaluate: Evaluate, flips: int) -> list[Flip]:
-    """As :func:`bit_flip_attack`, but of bits drawn uniformly from all of the model's, each at most once.
-
-    Args:
-        generator: random stream on the CPU.
-    """
-    sizes = [layer.integers.numel() * BITS for layer in model.layers]
-    history: list[Flip] = []
-    for drawn in _distinct(flips, sum(sizes), generator):
-        for layer, size in zip(model.layers, sizes, strict=True):
-            if drawn < size:
-                index, bit = divmod(drawn, BITS)
-                layer.flip(index, bit)
-                history.append(Flip(layer.name, index, bit, None, None, evaluate(model)))
-                break
-            drawn -= size
-    return history
+def random_flips(model: QuantisedModel, generator: torch.Generator, evaluate: Evaluate, flips: int) -> pd.DataFrame:
+    """As :func:`bit_flip_attack`, but of bits drawn uniformly (on the CPU) from all, each at most once; no loss."""
+    ends = list(accumulate(8 * layer.integers.numel() for layer in model.layers))
+    total, drawn = ends[-1], {}
+    while len(drawn) < min(flips, total):
+        drawn[int(torch.randint(total, (), generator=generator))] = None
+    rows = [(0, evaluate(model), None, None, None, None)]
+    for number, place in enumerate(drawn, 1):
+        layer = model.layers[position := bisect_right(ends, place)]
+        index, bit = divmod(place - ends[position] + 8 * layer.integers.numel(), 8)
+        layer.flip(index, bit)
+        rows.append((number, evaluate(model), None, layer.name, index, bit))
+    return _frame(rows)
 
 
-def _distinct(count: int, below: int, generator: torch.Generator) -> list[int]:
-    """So many different numbers in [0, below), or all of them; a permutation of a model's bits would fill a disk."""
-    if count > below // 2:
-        return torch.randperm(below, generator=generator)[:count].tolist()
-    drawn: dict[int, None] = {}
-    while len(drawn) < count:
-        drawn[int(torch.randint(below, (), generator=generator))] = None
-    return list(drawn)
+def _frame(rows: list[tuple]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["flips", "accuracy", "loss", "layer", "index", "bit"])
+    return frame.astype({"loss": float, "index": "Int64", "bit": "Int64"})
 
 
-def _gradients(model: QuantisedModel, x: Tensor, labels: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-    """The loss in nats and its gradient with respect to each layer's weight."""
-    loss = F.cross_entropy(model(x).float(), labels)
-    return loss.item(), torch.autograd.grad(loss, [layer.module.weight for layer in model.layers])
-
-
-@torch.no_grad()
-def _loss(model: QuantisedModel, x: Tensor, labels: Tensor) -> float:
-    return F.cross_entropy(model(x).float(), labels).item()
+def _loss(model: QuantisedModel, x: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(x).float(), labels)

@@ -8,171 +8,88 @@ each of these is said in a note.
 
 import json
 import re
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..modes import MODES, method_name
-from ..resume import FREE
+import pandas as pd
+
 from .run_reader import FinishedRun
 
-SCRATCH = "scratch"
-METHODS = (SCRATCH, *(method_name(mode, *hard) for mode in MODES for hard in ((0, 0), (1, 1), (1, 0))))
+TASK = ["dataset", "teacher", "student"]
+CELL = [*TASK, "method", "setting"]
+COLUMNS = [*CELL, "label", "seed", "run", "complete"]
 # What two runs of a cell may differ in: the seed, where files are, the machine.
-NOT_SETTINGS = FREE | {"seed", "tag", "output", "program", "environment"}
-REUSED = ("reuse_generator_path", "reuse_decoder_path")
+_FREE = "seed tag output program environment groups defaults format resume overwrite dry_run device data_root run_root "
+NOT_SETTINGS = set((_FREE + "download workers").split())
 
 
-class Task(NamedTuple):
-    """What a student is distilled on; a run of train_scratch.py has no teacher."""
+def collect(runs: Iterable[FinishedRun]) -> tuple[pd.DataFrame, list[str]]:
+    """A row a run that counts, or that lacks its end, and notes on what is counted apart or not at all.
 
-    dataset: str
-    teacher: str | None
-    student: str
-
-    def __str__(self) -> str:
-        return f"{self.dataset}, {self.pair}"
-
-    @property
-    def pair(self) -> str:
-        """As the paper writes it."""
-        return f"{self.teacher} > {self.student}" if self.teacher else self.student
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one task in one setting.
-
-    Attributes:
-        method: the mode with -hl or -hl-noaea, or "scratch".
-        task: the task.
-        setting: what sets it apart from the method's other cells on the task, as in "lr 0.1"; empty where it is alone.
-        runs: one finished run a seed, in the order of the seeds.
-        incomplete: runs without an end, of seeds that no finished run has.
+    The columns are COLUMNS and the numbers of summary.json. A run of train_scratch.py has the teacher "" and the method
+    "scratch"; ``setting`` says what sets a cell apart from the method's others on the task, as in "lr 0.1"; ``label``
+    is method and setting. Tasks stand in the order in which they come; methods (scratch first), then seeds, are sorted.
     """
-
-    method: str
-    task: Task
-    setting: str
-    runs: Sequence[FinishedRun]
-    incomplete: Sequence[FinishedRun]
-
-    @property
-    def label(self) -> str:
-        return f"{self.method} ({self.setting})" if self.setting else self.method
-
-    def values(self, measure: str) -> list[float | None]:
-        """A number of summary.json, a run each; None where a run has none."""
-        return [run.summary.get(measure) for run in self.runs]
-
-
-def collect(runs: Iterable[FinishedRun]) -> tuple[list[Cell], list[str]]:
-    """Cells, in the order of tasks as they come and of methods, and notes on what is counted apart or not at all."""
-    groups: dict[tuple[Task, str], list[FinishedRun]] = {}
-    for run in {run.path.resolve(): run for run in runs}.values():  # a folder named twice is one run
-        groups.setdefault((task_of(run), method_of(run)), []).append(run)
-    order = list(dict.fromkeys(task for task, _ in groups))
-    cells, notes = [], []
-    for task, method in sorted(groups, key=lambda key: (order.index(key[0]), METHODS.index(key[1]))):
-        made, said = _cells(method, task, groups[task, method])
-        cells, notes = cells + made, notes + said
-    return cells, notes + _teachers_that_differ(cells)
-
-
-def task_of(run: FinishedRun) -> Task:
-    """The task of a run of either program."""
-    student = run.config["model"] if run.program == "train_scratch.py" else run.config["student"]
-    return Task(run.config["dataset"], run.config.get("teacher"), student)
+    runs = {run.path.resolve(): run for run in runs}.values()  # a folder named twice is one run
+    known = [(*run.task, run.method, "", "", run.config["seed"], run, run.complete) for run in runs]
+    frame = pd.DataFrame(known, columns=COLUMNS).astype({"complete": bool})
+    numbers = pd.DataFrame([run.summary for run in runs], index=frame.index)
+    frame, notes = frame.join(numbers.drop(columns=COLUMNS, errors="ignore")), []
+    for (*task, method), group in frame.groupby([*TASK, "method"], sort=False):
+        told = _differing([settings(run) for run in group.run])
+        frame.loc[group.index, "setting"] = told
+        if any(told):
+            where = f"{method} on {task_name(*task)}: runs of other settings are not averaged together"
+            notes.append(f"warning: {where}: {'; '.join(dict.fromkeys(told))}")
+    frame["label"] = [method + f" ({setting})" * bool(setting) for method, setting in frame[CELL[-2:]].to_numpy()]
+    frame["task"] = frame.groupby(TASK, sort=False).ngroup()
+    frame["distilled"] = frame.method != "scratch"
+    order = ["task", "distilled", "method", "setting", "seed"]
+    frame = frame.sort_values("complete", ascending=False, kind="stable").sort_values(order, kind="stable")
+    first = frame.groupby([*CELL, "seed"], sort=False).run.transform("first")
+    for row, counted in zip(frame.itertuples(), first, strict=True):
+        where = f"{row.label} on {task_name(row.dataset, row.teacher, row.student)}, seed {row.seed}"
+        if not row.complete:
+            rows = len(row.run.metrics)
+            notes.append(f"incomplete, not counted: {row.run.path} ({where}; rows of metrics.csv: {rows})")
+        elif row.run is not counted:
+            notes.append(f"warning: {where} was run twice and counts once: {counted.path}, not {row.run.path}")
+    frame = frame.drop_duplicates([*CELL, "seed"]).drop(columns=["task", "distilled"]).reset_index(drop=True)
+    for (dataset, teacher), said in teacher_accuracies(frame).items():
+        if "," in said:
+            notes.append(f"warning: teacher {teacher} on {dataset} has {said} %: another file, machine or precision")
+    return frame, notes
 
 
-def method_of(run: FinishedRun) -> str:
-    """The mode with what its folder's name says of the hard loss, or "scratch"."""
-    config = run.config
-    if run.program == "train_scratch.py":
-        return SCRATCH
-    return method_name(config["mode"], config.get("hl", False), config.get("no_aea", False))
+def task_name(dataset: str, teacher: str, student: str) -> str:
+    """As in ``digits, wrn16_1 > resnet8``."""
+    return f"{dataset}, {' > '.join(filter(None, (teacher, student)))}"
 
 
 def settings(run: FinishedRun) -> dict[str, Any]:
     """What must be equal for two runs to be averaged; of a teacher's file its name, of reused files where from."""
-    kept = {name: value for name, value in run.config.items() if name not in NOT_SETTINGS}
-    if kept.get("teacher_path"):
-        kept["teacher_path"] = Path(kept["teacher_path"]).name
-    return kept | {name: _left_by(Path(kept[name]), run.config["seed"]) for name in REUSED if kept.get(name)}
+    kept = {"method": "aeahl_rg"} | {name: value for name, value in run.config.items() if name not in NOT_SETTINGS}
+    for name, value in kept.items():
+        if value and name == "teacher_path":
+            kept[name] = Path(value).name
+        elif value and re.fullmatch("reuse_.*_path", name):  # the folder's name without the seed that it may end in
+            folder = re.sub(rf"(?<![0-9]){run.config['seed']}$", "", Path(value).parent.name)
+            kept[name] = f"{folder}/{Path(value).name}"
+    return kept
 
 
-def _left_by(file: Path, seed: int) -> str:
-    """The run folder that a reused file is in, without the seed that its name may end in, and the file's name."""
-    return "/".join((re.sub(rf"(?<![0-9]){seed}$", "", file.parent.name), file.name))
-
-
-def _cells(method: str, task: Task, runs: Sequence[FinishedRun]) -> tuple[list[Cell], list[str]]:
-    """The cells of one method on one task, and the notes on them."""
-    alike: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        alike.setdefault(json.dumps(settings(run), sort_keys=True), []).append(run)
-    told = [settings(group[0]) for group in alike.values()]
+def _differing(told: list[dict[str, Any]]) -> list[str]:
+    """Of each of several settings, what is not the same in all of them, as text."""
     names = dict.fromkeys(name for each in told for name in each)
-    differing = [name for name in names if any(name not in each or each[name] != told[0].get(name) for each in told)]
-    cells, notes = [], []
-    for group, each in zip(alike.values(), told, strict=True):
-        setting = ", ".join(f"{name} {each.get(name, 'not recorded')}" for name in differing)
-        cell, said = _cell(method, task, setting, group)
-        cells.append(cell)
-        notes += said
-    if differing:
-        apart = "; ".join(cell.setting for cell in cells)
-        notes.insert(0, f"warning: {method} on {task}: runs of other settings are not averaged together: {apart}")
-    return cells, notes
+    values = {name: [json.dumps(each.get(name, "not recorded")).strip('"') for each in told] for name in names}
+    names = [name for name in names if len(set(values[name])) > 1]
+    return [", ".join(f"{name} {values[name][i]}" for name in names) for i in range(len(told))]
 
 
-def _cell(method: str, task: Task, setting: str, runs: Sequence[FinishedRun]) -> tuple[Cell, list[str]]:
-    """One cell of runs of equal settings: of a seed, the run named first counts."""
-    finished, incomplete, notes = {}, {}, []
-    for run in runs:
-        seed = run.config["seed"]
-        where = f"{method} on {task}, seed {seed}"
-        if not run.complete:
-            incomplete.setdefault(seed, run)
-            rows = len(next(iter(run.metrics.values()), ()))
-            notes.append(f"incomplete, not counted: {run.path} ({where}; rows of metrics.csv: {rows})")
-        elif seed in finished:
-            notes.append(f"warning: {where} was run twice and counts once: {finished[seed].path}, not {run.path}")
-        else:
-            finished[seed] = run
-    without_end = [run for seed, run in incomplete.items() if seed not in finished]
-    return Cell(method, task, setting, [finished[seed] for seed in sorted(finished)], without_end), notes
-
-
-def teacher_accuracies(cells: Iterable[Cell], dataset: str, teacher: str | None) -> list[float]:
-    """What runs say of a teacher (%), each value to two decimals once: more than one means more than one teacher."""
-    said = {
-        round(value, 2)
-        for cell in cells
-        if (cell.task.dataset, cell.task.teacher) == (dataset, teacher)
-        for value in cell.values("accuracy_teacher")
-        if value is not None
-    }
-    return sorted(said)
-
-
-def _teachers_that_differ(cells: Sequence[Cell]) -> list[str]:
-    notes = []
-    for dataset, teacher in dict.fromkeys((cell.task.dataset, cell.task.teacher) for cell in cells):
-        said = teacher_accuracies(cells, dataset, teacher)
-        if len(said) > 1:
-            values = ", ".join(f"{value:.2f}" for value in said)
-            notes.append(f"warning: teacher {teacher} on {dataset} has {values} %: another file, machine or precision")
-    return notes
-
-
-def spread(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
-    """Mean, sample standard deviation and count of what is there; None for what that many values do not have."""
-    present = [value for value in values if value is not None]
-    return (
-        statistics.mean(present) if present else None,
-        statistics.stdev(present) if len(present) > 1 else None,
-        len(present),
-    )
+def teacher_accuracies(frame: pd.DataFrame) -> pd.Series:
+    """By data set and teacher, what runs say of it (%), to two decimals, each value once, as text: "98.00, 99.50"."""
+    said = frame[frame.teacher != ""].reindex(columns=["dataset", "teacher", "accuracy_teacher"])
+    said["accuracy_teacher"] = said.accuracy_teacher.astype(float).round(2)
+    said = said.dropna().drop_duplicates().sort_values("accuracy_teacher")
+    return said.accuracy_teacher.map("{:.2f}".format).groupby([said.dataset, said.teacher], sort=False).agg(", ".join)

@@ -2,91 +2,116 @@
 
 run = RunNetworks("run/anew-digits-resnet20-resnet8", registry)
 x = run.generator(torch.randn(64, run.nz))          (64, 256) -> (64, 3, 32, 32) in [0, 1]
-logits = run.teacher(run.augmentation.normalise(x))
+logits = run.teacher(x)                             a classifier takes pixels
 """
 
 from argparse import Namespace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .. import checkpoint, device, reuse
-from ..attack import load_perturbation
-from ..data.augment import Augmentation
-from ..data.datasets import DatasetSpec, TensorImages, test_images
+from .. import files
+from ..data.class_names import NAMES
+from ..data.specs import Images, TensorImages, test_images
+from ..engine.device import choose
+from ..engine.evaluation import predict
+from ..engine.randomness import Streams
 from ..errors import UserError
-from ..models.generator import Decoder, ReusableGenerator
-from ..models.perturbation import PerturbationNetwork
+from ..methods.aeahl_rg import build_generator
+from ..models.classifier import Classifier
+from ..models.generator_files import ABANDONED_FILE, DECODER_FILE, GENERATOR_FILE, load_generative_network
+from ..models.loading import load_classifier
+from ..models.perturbation import load_perturbation
+from ..targets.attack import perturb
 from .run_reader import read_run
 
-
-class Names(Protocol):
-    """What is needed of the module ``registry``."""
-
-    MODELS: Any
-
-    def dataset_spec(self, args: Namespace) -> DatasetSpec:
-        """The data set of a run's arguments."""
+KEPT, DECODER, ABANDONED = PARTS = GENERATOR_FILE, DECODER_FILE, ABANDONED_FILE
 
 
 class RunNetworks:
     """A run's networks, each loaded when first asked for, on the device, frozen and in eval mode.
 
-    Args:
-        path: the run folder.
-        names: the module ``registry``, which knows models and data sets.
-        compute: where they go and in which precision they are meant to run; by default as ``device.choose()`` says.
-
-    Raises:
-        UserError: where the folder is no run's, or, as a network is asked for, where its file is missing or another's.
+    ``names`` is the module ``registry``; device and precision are as of the flags. Raises UserError where the folder is
+    no run's, or, as a network is asked for, where its file is missing or another's.
     """
 
-    def __init__(self, path: Path | str, names: Names, compute: device.Compute | None = None):
-        self.run = read_run(path)
-        self.path, self.config, self._names = self.run.path, self.run.config, names
-        self.compute = compute or device.choose()
-        self.spec: DatasetSpec = names.dataset_spec(Namespace(**self.config))
-        self.augmentation = Augmentation(self.spec, self.compute.device, self.config["crop_padding"])
-        self.nz: int | None = self.config.get("nz")  # a run of train_scratch.py has no generator
+    def __init__(self, path: Path | str, names: Any, device: str = "auto", precision: str = "auto"):
+        self.run, self._names = read_run(path), names
+        self.path, self.config, self.compute = self.run.path, self.run.config, choose(device, precision)
+        self.spec = names.dataset_spec(Namespace(**self.config))
+        self.nz: int | None = self.config.get("nz")  # None where there is no generator
+        names = self.spec.class_names or NAMES.get(self.spec.name)
+        self.class_names = list(names or map(str, range(self.spec.num_classes)))
 
     @cached_property
-    def teacher(self) -> nn.Module:
+    def teacher(self) -> Classifier:
         return self._classifier(self.config["teacher"], self.config["teacher_path"], "teacher checkpoint")
 
     @cached_property
-    def student(self) -> nn.Module:
-        """As it was after the last round; the trained model, of a run of train_scratch.py."""
-        name = self.config["student"] if "student" in self.config else self.config["model"]
+    def student(self) -> Classifier:
+        """As it was after the last epoch; the trained model, of a run of train_scratch.py."""
+        name = self.config["student" if "student" in self.config else "model"]
         return self._classifier(name, self.path / "student_last.pth", "student checkpoint")
 
-    @cached_property
-    def generator(self) -> ReusableGenerator:
-        """G with g1 = the abandoned network, g2 = the one kept for reuse, and d."""
-        names = (reuse.ABANDONED_FILE, reuse.GENERATOR_FILE)
-        networks = [reuse.load_generative_network(self.path / name, self.nz, self.spec.img_size) for name in names]
-        decoder = Decoder()
-        reuse.load_decoder(decoder, self.path / reuse.DECODER_FILE, self.spec.img_size)
-        return self._ready(ReusableGenerator(*networks, decoder))
+    def generator_of_next_task(self, seed: int, abandoned: bool = False) -> nn.Module:
+        """G as the next task of that seed meets it: g1 random, d this run's, g2 the network kept (or the other one)."""
+        parts = self.path / (ABANDONED if abandoned else KEPT), self.path / DECODER
+        return self._ready(build_generator(seed, self.nz, self.config["ngf"], self.spec.img_size, *parts))
 
     @cached_property
-    def perturbation(self) -> tuple[PerturbationNetwork, float]:
-        """P and its bound in pixels of [0, 1]. Raises UserError where the run had no attack."""
+    def generator(self) -> nn.Module:
+        """G with g1 = the abandoned network, g2 = the one kept for reuse, and d: noise (B, nz) to pixels."""
+        generator, file = self.generator_of_next_task(seed=0), self.path / ABANDONED
+        generator.g1 = self._ready(load_generative_network(file, self.nz, self.spec.img_size))
+        return generator
+
+    @cached_property
+    def _attack(self) -> tuple[nn.Module, float]:
         network, bound = load_perturbation(self.path / "gap.pth")
         return self._ready(network), bound
 
+    @torch.no_grad()
+    def perturb(self, x: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) to attacked pixels by the run's P. Raises UserError where the run had no attack."""
+        P, bound = self._attack
+        return perturb(P, x, bound, self.teacher)
+
+    def test_images(self) -> tuple[Images | None, list[str]]:
+        """The test set, or None with a line that says why there is none. Raises UserError where it is damaged."""
+        return test_images(self.spec, Path(self.config["data_root"]), download=False)
+
     def real_images(self) -> TensorImages:
-        """The test set. Raises UserError where it is absent or too large for one tensor."""
-        images, remark = test_images(self.spec, Path(self.config["data_root"]), download=False)
+        """The test set on the device. Raises UserError where it is absent or too large for one tensor."""
+        images, remark = self.test_images()
         if not isinstance(images, TensorImages):
             raise UserError(f"no test images of {self.spec.name} in one tensor", " ".join(remark) or "name another set")
         return images.to(self.compute.device)
 
-    def _classifier(self, name: str, path: Path | str, what: str) -> nn.Module:
-        model = self._names.MODELS[name](self.spec.num_classes)
-        checkpoint.load_classifier(model, path, what)
-        return self._ready(model)
+    def predict(self, classifier: Classifier, images: Images, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+        """Predicted and true classes of a whole data set, in its order: (N,) and (N,) int64."""
+        return predict(classifier, images, self.compute, batch_size)
+
+    def stream(self, seed: int, name: str, on_host: bool = False) -> torch.Generator:
+        """Random numbers for one purpose, on the device or on the CPU."""
+        return Streams(seed, "cpu" if on_host else self.compute.device)[name]
+
+    def _classifier(self, name: str, path: Path | str, what: str) -> Classifier:
+        classifier = self._names.classifier(name, self.spec)
+        load_classifier(classifier, path, what)
+        return self._ready(classifier)
 
     def _ready(self, network: nn.Module) -> nn.Module:
         return self.compute.place(network).eval().requires_grad_(False)
+
+
+def origin_of(path: Path) -> dict[str, Any]:
+    """What a part of a generator says of itself: what it ``holds``, its ``origin`` and ``config``; else why not."""
+    try:
+        content = files.load(path, "reuse file")
+    except UserError as error:
+        return {"holds": error.what, "origin": {}, "config": {}}
+    content = {"origin": {}, "config": {}} | (content if isinstance(content, dict) else {})
+    return content | {"holds": content["origin"].get("part", content.get("kind"))}

@@ -1,159 +1,109 @@
 """Cells laid out as tables, and these as Markdown, LaTeX or CSV."""
 
-import csv
-import io
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from .published import PUBLISHED
-from .results import SCRATCH, Cell, Task, spread, teacher_accuracies
+import pandas as pd
+
+from .results import CELL, TASK, teacher_accuracies
 from .run_reader import mean_and_std
 
-MEASURES = (
-    *("accuracy_last", "accuracy_best", "agreement", "accuracy_teacher"),
-    *("seconds_synthesis", "seconds_total", "peak_memory_mb", "images"),
-)
-COSTS = {  # header: measure, decimals
-    "synthesis, s": ("seconds_synthesis", 1),
-    "total, s": ("seconds_total", 1),
-    "peak memory, MiB": ("peak_memory_mb", 0),
-    "images made": ("images", 0),
-}
-LATEX = str.maketrans({letter: f"\\{letter}" for letter in "&%$#_{}"} | {letter: f"${letter}$" for letter in "<>|"})
-LATEX |= str.maketrans(
-    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-)
+PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), comment="#", index_col=["data set", "pair"])
+COSTS = {"seconds_synthesis": ("synthesis, s", 1), "seconds_total": ("total, s", 1)}  # measure: header, decimals
+COSTS |= {"peak_memory_mb": ("peak memory, MiB", 0), "images": ("images made", 0)}
+MEASURES = ["accuracy_last", "accuracy_best", "agreement", "accuracy_teacher", *COSTS]
+MATHS = str.maketrans({"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$"})  # what pandas leaves as it is
 
 
-@dataclass(frozen=True)
-class Table:
-    """Text in rows under a header, with a title."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(map(_one_cell, line))} |" for line in lines)])
-
-    def latex(self) -> str:
-        """A table environment; needs the package booktabs."""
-        header, *rows = (
-            " & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (self.header, *self.rows)
-        )
-        return "\n".join(
-            [
-                *(r"\begin{table}", r"\centering", rf"\caption{{{self.title.translate(LATEX)}}}"),
-                *(rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\toprule", header, r"\midrule", *rows),
-                *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
-            ]
-        )
+def accuracies(frame: pd.DataFrame, measure: str, published: bool = False) -> pd.DataFrame:
+    """A row a task, a column a method, and what others published; a student of real data stands in each of its rows."""
+    cells = {key: accuracy_text(cell, measure) for key, cell in frame.groupby([*TASK, "label"], sort=False)}
+    methods = sorted(dict.fromkeys(zip(frame.method != "scratch", frame.method, frame.label, strict=True)))
+    tasks = frame.sort_values("teacher", key=lambda teacher: teacher == "", kind="stable")[TASK].drop_duplicates()
+    teachers, rows, students = teacher_accuracies(frame), [], set()
+    for dataset, teacher, student in tasks.itertuples(index=False):
+        if not teacher and (dataset, student) in students:
+            continue
+        students.add((dataset, student))
+        pair = " > ".join(filter(None, (teacher, student)))
+        row = {"data set": dataset, "pair": pair, "teacher": teachers.get((dataset, teacher), "-")}
+        for *_, label in methods:
+            trained = cells.get((dataset, "", student, label), "-")
+            row[label] = cells.get((dataset, teacher, student, label), trained)
+        if published:
+            others = PUBLISHED.reindex([(dataset, pair)]).iloc[0]
+            row |= {f"published: {source}": mean_and_std([value]) for source, value in others.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _one_cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def tables(cells: Sequence[Cell], published: bool = False) -> list[Table]:
-    """The headline, the best accuracies and the costs; with ``published``, what others published beside the first."""
-    over = "mean ± sample standard deviation over seeds (n)"
-    return [
-        accuracies(cells, "accuracy_last", f"Student's accuracy after the last round, %: {over}", published),
-        accuracies(cells, "accuracy_best", f"Student's best accuracy, %, chosen on test data: {over}"),
-        costs(cells),
-    ]
-
-
-def accuracies(cells: Sequence[Cell], measure: str, title: str, published: bool = False) -> Table:
-    """A row a task, a column a method; a student trained on real data stands in the row of every task that it has."""
-    columns = list(dict.fromkeys(cell.label for cell in sorted(cells, key=lambda cell: cell.method != SCRATCH)))
-    distilled = dict.fromkeys(cell.task for cell in cells if cell.method != SCRATCH)
-    students = {(task.dataset, task.student) for task in distilled}
-    alone = [cell.task for cell in cells if (cell.task.dataset, cell.task.student) not in students]
-    rows = []
-    for task in [*distilled, *dict.fromkeys(alone)]:
-        found = {cell.label: cell for cell in cells if cell.task in (task, Task(task.dataset, None, task.student))}
-        teachers = ", ".join(f"{value:.2f}" for value in teacher_accuracies(cells, task.dataset, task.teacher))
-        row = [task.dataset, task.pair, teachers or "-"]
-        row += [accuracy_text(found[label], measure) if label in found else "-" for label in columns]
-        rows.append(row + [_or_dash(values.get(task)) for values in PUBLISHED.values()] * published)
-    header = ["data set", "pair", "teacher", *columns]
-    return Table(title, header + [f"published: {source}" for source in PUBLISHED] * published, rows)
-
-
-def accuracy_text(cell: Cell, measure: str) -> str:
+def accuracy_text(cell: pd.DataFrame, measure: str) -> str:
     """``mean ± std (n)``, with what is missing of n; agreement, called so, where a run has no test set."""
-    values = cell.values(measure)
-    if measure == "accuracy_last" and cell.runs and not any(value is not None for value in values):
-        return f"agreement {mean_and_std(cell.values('agreement'))} ({_count(cell, len(cell.runs))}, no test set)"
-    present = [value for value in values if value is not None]
-    without = f", {len(cell.runs) - len(present)} without a test set" if len(present) < len(cell.runs) else ""
-    return f"{mean_and_std(present)} ({_count(cell, len(present))}{without})"
+    finished = cell[cell.complete].reindex(columns=[measure, "agreement"]).astype(float)
+    incomplete, values = len(cell) - len(finished), finished[measure].dropna()
+    no_test_set = measure == "accuracy_last" and len(finished) > 0 and values.empty
+    shown, without = (finished.agreement if no_test_set else values), len(finished) - len(values)
+    count = f"{len(shown)} of {len(cell)}" if len(shown) < len(cell) else f"{len(shown)}"
+    count += f", {incomplete} incomplete" * bool(incomplete)
+    if no_test_set:
+        return f"agreement {mean_and_std(shown)} ({count}, no test set)"
+    return f"{mean_and_std(values)} ({count}{f', {without} without a test set' * bool(without)})"
 
 
-def _count(cell: Cell, counted: int) -> str:
-    """``3``, or ``2 of 3, 1 incomplete``."""
-    incomplete = len(cell.incomplete)
-    planned = len(cell.runs) + incomplete
-    return (f"{counted} of {planned}" if counted < planned else f"{counted}") + (
-        f", {incomplete} incomplete" if incomplete else ""
-    )
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def costs(cells: Sequence[Cell]) -> Table:
+def costs(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a cell: time, memory and images made, and the machines, which the first two depend on."""
     rows = []
-    for cell in cells:
-        numbers = [mean_and_std(cell.values(measure), decimals) for measure, decimals in COSTS.values()]
-        machines = dict.fromkeys(run.config.get("environment", {}).get("device", "not recorded") for run in cell.runs)
-        rows.append(
-            [cell.task.dataset, cell.task.pair, cell.label, f"{len(cell.runs)}", *numbers, "; ".join(machines) or "-"]
-        )
-    header = ["data set", "pair", "method", "n", *COSTS, "on"]
-    return Table("Time, memory and images: mean ± sample standard deviation over seeds", header, rows)
+    for _, cell in frame.groupby(CELL, sort=False):
+        finished, first = cell[cell.complete].reindex(columns=["run", *COSTS]), cell.iloc[0]
+        row = {"data set": first.dataset, "pair": first.run.pair, "method": first.label, "n": len(finished)}
+        row |= {header: mean_and_std(finished[name], decimals) for name, (header, decimals) in COSTS.items()}
+        machines = [run.config.get("environment", {}).get("device", "not recorded") for run in finished.run]
+        rows.append(row | {"on": "; ".join(dict.fromkeys(machines)) or "-"})
+    return pd.DataFrame(rows)
 
 
-def markdown(made: Sequence[Table], notes: Sequence[str]) -> str:
-    """All tables, and the notes below them."""
-    return "\n\n".join(
-        [*(table.markdown() for table in made), *["\n".join(f"- {note}" for note in notes)] * bool(notes)]
-    )
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a cell: every number of summary.json by mean, sample standard deviation and count; the runs behind it."""
+    names = list(dict.fromkeys([*MEASURES, *frame.drop(columns="seed").select_dtypes("number")]))
+    values = frame.reindex(columns=[*CELL, *names]).astype(dict.fromkeys(names, float)).groupby(CELL, sort=False)
+    table = values.agg(["mean", "std", "count"])
+    table.columns = ["_".join(name) for name in table]
+    told = frame.assign(seeds=frame.seed.astype(str), runs=[str(run.path) for run in frame.run])
+    told = told[told.complete].groupby(CELL, sort=False)[["seeds", "runs"]].agg(" ".join)
+    cells = frame.groupby(CELL, sort=False).complete
+    counts = pd.DataFrame({"n": cells.sum(), "incomplete": cells.size() - cells.sum()})
+    return pd.concat([counts, told, table], axis=1).reset_index().rename(columns={"dataset": "data_set"})
 
 
-def latex(made: Sequence[Table], notes: Sequence[str]) -> str:
-    """All tables, to be put into a document that loads booktabs; the notes above them as comments."""
-    said = ["% needs \\usepackage{booktabs}", *(f"% {' '.join(note.split())}" for note in notes)]
-    return "\n\n".join(["\n".join(said), *(table.latex() for table in made)])
+def markdown(table: pd.DataFrame, title: str = "") -> str:
+    """Text in cells, as a Markdown table; a bar in a cell does not end it."""
+    escaped = table.astype(str).replace(r"\|", r"\\|", regex=True).rename(columns=lambda name: name.replace("|", r"\|"))
+    lines = escaped.to_markdown(index=False, disable_numparse=True, tablefmt="github")
+    lines = re.sub(":?-{3,}:?", "---", re.sub(" +", " ", lines))
+    return f"**{title}**\n\n{lines}" if title else lines
 
 
-def comma_separated(cells: Sequence[Cell]) -> str:
-    """A line a cell: every measure's mean, sample standard deviation and count, unrounded, and the runs behind it."""
-    lines = io.StringIO(newline="")
-    columns = [f"{measure}_{part}" for measure in MEASURES for part in ("mean", "std", "n")]
-    writer = csv.writer(lines, lineterminator="\n")
-    tell = ["data set", "teacher", "student", "method", "setting", "n", "seeds", "incomplete", *columns, "runs"]
-    writer.writerow(name.replace(" ", "_") for name in tell)
-    for cell in cells:
-        seeds = " ".join(str(run.config["seed"]) for run in cell.runs)
-        numbers = [part for measure in MEASURES for part in spread(cell.values(measure))]
-        told = [*cell.task, cell.method, cell.setting, len(cell.runs), seeds, len(cell.incomplete), *numbers]
-        writer.writerow([*told, " ".join(str(run.path) for run in cell.runs)])
-    return lines.getvalue()
+def latex(table: pd.DataFrame, title: str) -> str:
+    """A table environment; needs the package booktabs."""
+    return table.to_latex(index=False, escape=True, caption=title.replace("%", r"\%")).translate(MATHS).strip()
 
 
 def write_tables(
-    cells: Sequence[Cell], notes: Sequence[str], files: Mapping[str, Path | None], published: bool = False
+    frame: pd.DataFrame, notes: Sequence[str], files: Mapping[str, Path | None], published: bool = False
 ) -> str:
     """Writes each form, markdown, latex and csv, to the file that ``files`` has for it. Returns the Markdown."""
-    made = tables(cells, published)
-    text = markdown(made, notes)
-    forms = {"markdown": text + "\n", "latex": latex(made, notes) + "\n", "csv": comma_separated(cells)}
+    over = "mean ± sample standard deviation over seeds"
+    made = {
+        f"Student's accuracy after the last epoch, %: {over} (n)": accuracies(frame, "accuracy_last", published),
+        f"Student's best accuracy, %, chosen on test data: {over} (n)": accuracies(frame, "accuracy_best"),
+        f"Time, memory and images: {over}": costs(frame),
+    }
+    text = "\n\n".join([markdown(table, title) for title, table in made.items()])
+    text += "\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+    comments = "\n".join(["% needs \\usepackage{booktabs}", *(f"% {' '.join(note.split())}" for note in notes)])
+    in_latex = "\n\n".join([comments, *(latex(table, title) for title, table in made.items())])
+    forms = {"markdown": text + "\n", "latex": in_latex + "\n", "csv": numbers(frame).to_csv(index=False)}
     for form, file in files.items():
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)

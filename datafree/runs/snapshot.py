@@ -6,7 +6,6 @@
 A kill between the two leaves a longer pool.bin than last.pth knows of; the next save writes over the rest.
 """
 
-import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -50,8 +49,7 @@ class Snapshot:
         content = {name: part.state_dict() for name, part in self.parts.items()}
         if self.pool is not None:
             self._append()
-            chunks = {"pool_chunks": list(self.pool.chunks), "pool_checksums": list(self._checksums)}
-            content |= chunks | {"pool_bytes_per_image": self.pool.bytes_per_image}
+            content |= {"pool_chunks": list(self.pool.chunks), "pool_checksums": list(self._checksums)}
         on_gpu = torch.cuda.is_initialized()  # not woken for a run on the CPU
         cuda = torch.cuda.get_rng_state_all() if on_gpu else []
         files.save(content | {"global_rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}, self.folder / STATE_FILE)
@@ -138,44 +136,3 @@ def _read_chunk(file: IO[bytes], columns: list[Tensor]) -> int:
         checksum = zlib.crc32(data, checksum)
         rows.copy_(torch.frombuffer(data, dtype=rows.dtype).view(rows.shape))
     return checksum
-
-
-class SavedPool:
-    """The images of a run's pool.bin by round, without the run.
-
-    Args:
-        folder: the run folder.
-        img_size: H = W in pixels.
-
-    Raises:
-        UserError: where last.pth, which says how pool.bin is divided, cannot be read.
-    """
-
-    def __init__(self, folder: Path, img_size: int):
-        self.path, self._size = Path(folder) / POOL_FILE, img_size
-        content = files.load(Path(folder) / STATE_FILE, "run state")
-        try:
-            self._bytes_per_image = content["pool_bytes_per_image"]
-            self._chunks, self._checksums = content["pool_chunks"], content["pool_checksums"]
-        except (KeyError, TypeError) as error:
-            what = f"{Path(folder) / STATE_FILE} does not say how {POOL_FILE} is divided ({error!r})"
-            raise UserError(what, "it is of another version, or of no run with a pool") from None
-
-    def __len__(self) -> int:
-        """Rounds."""
-        return len(self._chunks)
-
-    def images(self, number: int) -> Tensor:
-        """The images that round ``number``, from 1, added: uint8 (B, 3, H, W). Raises UserError where damaged."""
-        count = self._chunks[number - 1]
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(sum(self._chunks[: number - 1]) * self._bytes_per_image)
-                data = bytearray(file.read(count * self._bytes_per_image))
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror}", "check the run folder") from None
-        if zlib.crc32(data) != self._checksums[number - 1]:
-            what = f"{self.path} is damaged in round {number}"
-            raise UserError(what, "its checksum does not hold: make the run anew")
-        shape = (count, 3, self._size, self._size)
-        return torch.frombuffer(data, dtype=torch.uint8)[: math.prod(shape)].view(shape)  # other columns come after
