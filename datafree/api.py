@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from .cli.flags import LengthConfig, distillation_configs
+from .cli.resume import check_same
 from .configuration import plain, resolve
 from .data.augmentation import Augmentation, to_levels
 from .data.batch import Batch
@@ -98,16 +99,19 @@ def take_stock(job: Job, run: Run, evaluation: Evaluation, epoch: int, batch: Ba
     """The end of an epoch: reads what was reported, evaluates the student, shows the newest images, records."""
     length, last = job.length, epoch == job.length.epochs
     row = {"lr": job.student.lr} | run.terms(epoch, job.context.read(), job.networks, sum(length.rounds))
-    if epoch > length.warmup and (last or epoch % length.eval_every == 0):
+    evaluated = epoch > length.warmup and (last or epoch % length.eval_every == 0)
+    if evaluated:
         row |= evaluate(job, run, evaluation, epoch)
     if last or epoch % max(1, length.epochs // PICTURES) == 0:
         run.folder.show_images(epoch, job.method.sample(64) if batch is None else batch.images)
     run.lap("seconds_evaluation")
     run.record(epoch, {"round": epoch * len(length.rounds)} | row)
+    if evaluated:
+        warn_if_at_chance(job, run, run.progress.score, epoch)
 
 
 def evaluate(job: Job, run: Run, evaluation: Evaluation, epoch: int) -> dict[str, float | None]:
-    """Accuracy and agreement of the student as it is; warns once, after a third of the run, if it learnt nothing."""
+    """Accuracy and agreement of the student as it is."""
     fresh = None
     if evaluation.images is None:  # images that the student has not been trained on
         x = job.method.sample(FRESH_IMAGES, "evaluation")
@@ -116,7 +120,6 @@ def evaluate(job: Job, run: Run, evaluation: Evaluation, epoch: int) -> dict[str
     about = {"arch": job.values.student, "dataset": job.context.spec.name, "epoch": epoch}
     about |= {"num_classes": job.context.spec.num_classes}
     run.scored(score, about | {"state_dict": job.student.classifier.state_dict()})
-    warn_if_at_chance(job, run, score, epoch)
     return {"accuracy": score.accuracy, "agreement": score.agreement}
 
 
@@ -248,7 +251,7 @@ def distil(
 
     Args:
         teacher, student: networks that take images of that size, normalised by mean and std; or Classifiers, which
-            bring a size and normalisation of their own.
+            bring a size and normalisation of their own. The teacher is frozen; with bf16 its weights are rounded.
         num_classes, img_size: of the synthetic images.
         mean, std: a value a channel, of images in [0, 1].
         flip: whether a mirrored image keeps its class.
@@ -281,8 +284,10 @@ def distil(
     ]
     compute = device.choose(values.device, values.precision)
     values.precision = compute.precision
-    job = prepare(values, spec, *networks, method, compute)
     path = values.run_root / run_name(values, method)
+    if values.resume:
+        check_same(values, path, configs, "datafree.distil")
+    job = prepare(values, spec, *networks, method, compute)
     config = {"program": "datafree.distil", **{name: plain(value) for name, value in vars(values).items()}}
     run_job(job, path, test, config, [job.sizes()])
     return path

@@ -8,6 +8,7 @@ value = given (command line or Python), else the preset for this task, else the 
 
 import argparse
 import math
+import numbers
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from .errors import UserError
 
 LARGEST = 2**31  # of counts
+NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
 C = TypeVar("C", bound="Config")
 Preset = Callable[[argparse.Namespace], Mapping[str, Any]]
 
@@ -62,6 +64,7 @@ class Config:
     def __post_init__(self) -> None:
         for each in fields(self):
             try:
+                _check_type(each, type(self), getattr(self, each.name))
                 checked(each, getattr(self, each.name))
             except ValueError as error:
                 raise UserError(f"--{each.name}: {error}", "see --help") from None
@@ -90,9 +93,17 @@ def convert(each: Field, kind: type, text: str) -> Any:
     try:
         value = kind(text)
     except ValueError:
-        names = {int: "a whole number", float: "a number"}
-        raise ValueError(f"{text!r} is not {names.get(kind, kind.__name__)}") from None
+        raise ValueError(f"{text!r} is not {NUMBERS[kind][1] if kind in NUMBERS else kind.__name__}") from None
     return checked(each, value)
+
+
+def _check_type(each: Field, config: type, value: Any) -> None:
+    """Raises ValueError for what is no number where one is wanted: from Python, anything may come."""
+    kind, _ = kind_of(each, config)
+    if kind in NUMBERS and not (value is None and each.default is None):
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if not isinstance(item, NUMBERS[kind][0]):
+                raise ValueError(f"{item!r} is not {NUMBERS[kind][1]}")
 
 
 def checked(each: Field, value: Any) -> Any:

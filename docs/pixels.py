@@ -1,6 +1,6 @@
 """Images as parameters: Adam on the pixels themselves until the teacher takes them for what it was trained on.
 
-    x ~ N(0.5, 0.1), y ~ U{0..C-1};  for steps: x <- Adam(bn * L_bn + CE(T(x), y) + tv * TV(x));  x goes to the pool
+x ~ N(0.5, 0.1), y ~ U{0..C-1};  for steps: x <- Adam(bn * L_bn + CE(T(x), y) + tv * TV(x));  x goes to the pool
 """
 
 from dataclasses import dataclass

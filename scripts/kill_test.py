@@ -86,6 +86,7 @@ def start(program: str, argv: list[str], output: Path) -> int:
     terminal = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
+    sys.stdout = sys.stderr = open(terminal, "w", buffering=1)  # noqa: SIM115 (as long as the process lives)
     sys.argv, status = [program, *argv], 0
     try:
         torch.set_num_threads(1)

@@ -122,11 +122,13 @@ def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @contextlib.contextmanager
-def user_error(*words: str):
-    """Within, a UserError of one line, what and remedy, that has all these words."""
+def user_error(*words: str, kind: type[UserError] | None = None):
+    """Within, a UserError (of exactly that kind) of one line, what and remedy, that has all these words."""
     with pytest.raises(UserError) as caught:
         yield
     text = str(caught.value)
+    assert kind in (None, type(caught.value))
     assert "\n" not in text and " — " in text and caught.value.what and caught.value.remedy
     for word in words:
         assert word in text, text
+    del caught  # and with it the frames of its traceback, now: workers of theirs would take 5 s to end by themselves

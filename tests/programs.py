@@ -7,7 +7,6 @@ import importlib.util
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -135,49 +134,24 @@ class Crash(BaseException):
 class SmallDisk:
     """A tmpfs of a few MB: a real file system that is really full."""
 
-    def __init__(self, path, megabytes=64):
+    def __init__(self, path):
         self.path = path
         path.mkdir()
-        options = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
-        if subprocess.run(options, capture_output=True, check=False).returncode:
+        if not self.mount("-t", "tmpfs", "-o", "size=64m", "tmpfs"):
             pytest.skip("this machine lets nobody mount a tmpfs")
+
+    def mount(self, *options):
+        return subprocess.run(["mount", *options, self.path], capture_output=True, check=False).returncode == 0
 
     def leave(self, free):
         """Fills it up to so many bytes."""
         with contextlib.suppress(OSError), open(self.path / "ballast", "wb", buffering=0) as ballast:
-            for _ in range(10**6):
-                ballast.write(bytes(4096))
-        taken = (self.path / "ballast").stat().st_size
-        os.truncate(self.path / "ballast", max(0, taken - free) // 4096 * 4096)
+            while ballast.write(bytes(4096)):
+                pass
+        os.truncate(self.path / "ballast", max(0, (self.path / "ballast").stat().st_size - free) // 4096 * 4096)
 
     def free(self):
         (self.path / "ballast").unlink(missing_ok=True)
-
-    def make_read_only(self):
-        subprocess.run(["mount", "-o", "remount,ro", str(self.path)], check=True)
-
-    def make_writable(self):
-        subprocess.run(["mount", "-o", "remount,rw", str(self.path)], check=True)
-
-    def remove(self):
-        subprocess.run(["umount", "-l", str(self.path)], check=True)
-
-
-class LimitedFiles:
-    """Where nothing can be mounted: the system's own limit on the size of files makes the write call fail."""
-
-    def __init__(self, path):
-        self.path = path
-        path.mkdir()
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def leave(self, free):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (free, self.before[1]))
-
-    def free(self):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
-
-    remove = free
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ def test_its_teacher_is_as_accurate_as_it_was():
     assert accuracy == pytest.approx(told["accuracy"]) and accuracy > 90
 
 
+@pytest.mark.slow
 def test_its_parts_are_reused(tmp_path):
     finished([*QUICK, "--mode", "reuse_fix", *PATHS, "--reuse_pick", "g2", "--run_root", tmp_path])
     folder = tmp_path / "reuse_fix-digits-resnet8-resnet8"

@@ -2,13 +2,12 @@
 
 import json
 
+import floors
 import pytest
 import torch
-from conftest import CPU, FP32, NGF, NZ, ROOT, SIZE, same_state, small_classifier, small_generator, state_of
-from test_scripts import script
-
-from datafree import benchmark
-from datafree.benchmark import PlainGenerator, Times, floor_kd, floor_synth, floor_train, flops, matmul_rate, timed
+from conftest import CPU, FP32, NGF, NZ, ROOT, SIZE, same_state, small_generator, small_network, state_of
+from floors import Times, floor_kd, floor_synth, floor_train, flops, matmul_rate, plain_generator, timed
+from programs import script
 
 
 def test_times_give_median_spread_and_the_median_of_ratios_within_a_repeat():
@@ -25,7 +24,7 @@ def test_measures_take_turns_and_the_warm_up_does_not_count():
 
 
 def test_the_plain_generator_is_the_real_one_with_its_up_samplings_written_out():
-    real, plain = small_generator(), PlainGenerator(NZ, NGF, SIZE)
+    real, plain = small_generator(), plain_generator(NZ, NGF, SIZE)
     plain.load_state_dict(real.state_dict())
     z = torch.randn(3, NZ)
     torch.testing.assert_close(plain.eval()(z), real.eval()(z))
@@ -33,10 +32,10 @@ def test_the_plain_generator_is_the_real_one_with_its_up_samplings_written_out()
 
 
 def test_floors_move_copies_and_leave_the_networks_alone():
-    teacher, student = small_classifier(1), small_classifier(2)
+    teacher, student = small_network(1), small_network(2)
     before = state_of(teacher), state_of(student)
     x = torch.randn(4, 3, SIZE, SIZE)
-    generator = PlainGenerator(NZ, NGF, SIZE)
+    generator = plain_generator(NZ, NGF, SIZE)
     made = state_of(generator)
     for floor in (
         floor_kd(teacher, student, x),
@@ -60,13 +59,13 @@ def test_the_fastest_product_of_any_size_counts(monkeypatch):
     def timed(ways, *_):
         return {way: Times([seconds]) for way, seconds in zip(ways, took[next(sizes)], strict=True)}
 
-    monkeypatch.setattr(benchmark, "timed", timed)
+    monkeypatch.setattr(floors, "timed", timed)
     assert matmul_rate(FP32, sizes=(2, 4)) == 2 * 4**3 / 0.25
 
 
 def test_both_ways_to_ask_for_a_product_give_one(monkeypatch):
     asked = []
-    monkeypatch.setattr(benchmark, "timed", lambda ways, *_: asked.append(ways) or dict.fromkeys(ways, Times([1.0])))
+    monkeypatch.setattr(floors, "timed", lambda ways, *_: asked.append(ways) or dict.fromkeys(ways, Times([1.0])))
     torch.manual_seed(4)
     a = torch.randn(8, 8)
     torch.manual_seed(4)
@@ -76,18 +75,20 @@ def test_both_ways_to_ask_for_a_product_give_one(monkeypatch):
     torch.testing.assert_close(conv[0, :, 0], a @ a.T)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_to_its_end_and_writes_every_number(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     program, file = script("benchmark"), tmp_path / "new" / "numbers.json"
     monkeypatch.setattr(program, "BATCHES", (1, 2))
     monkeypatch.setattr(program, "POOLS", (20, 40))
-    monkeypatch.setattr(program, "MATRICES", (64,))
-    monkeypatch.setattr(benchmark.HotPath, "TEST_IMAGES", 16)
+    monkeypatch.setattr(program, "unit", lambda network, device: lambda: torch.ones(9).exp())
+    monkeypatch.setattr(program, "matmul_rate", lambda compute: 1e9)
+    monkeypatch.setattr(program, "TEST_IMAGES", 16)
     tiny = "--repeats 1 --batch_size 4 --g_steps 1 --kd_steps 1 --ngf 8 --p_width 4 --precision fp32 --hl --growth"
     program.main([*tiny.split(), "--json", str(file)])
     found, printed = json.loads(file.read_text()), capsys.readouterr().out
-    floors = {f"floor_{name}" for name in ("kd", "synth", "train")}
-    names = floors | {"kd", "synth", "train", "attack", "eval", "save", "round", "unit"}
+    names = {"floor_kd", "floor_synth", "floor_train"}
+    names |= {"kd", "synth", "train", "attack", "eval", "save", "round", "unit"}
     assert found["seconds"].keys() == names and all(each["median"] > 0 for each in found["seconds"].values())
     of_one = found["seconds"]["kd"]["median"] / found["seconds"]["floor_kd"]["median"]
     assert found["ratios"]["kd/floor_kd"] == pytest.approx(of_one)

@@ -9,10 +9,10 @@ from conftest import ROOT, same_state, small_classifier, state_of
 from torch import nn
 
 import registry
-from datafree import checkpoint
 from datafree.analysis.bit_flip import best_bit, bit_flip_attack, random_flips
 from datafree.analysis.quantisation import QuantisedModel
 from datafree.data.digits import load_digits
+from datafree.models.loading import load_classifier
 
 PLACE = ["layer", "index", "bit"]
 
@@ -134,9 +134,10 @@ def test_random_flips_are_all_different_everywhere_and_repeatable():
     assert places(9, 1) == places(9, 1) != places(9, 2) and len(set(places(9, 1))) == 9
 
 
+@pytest.mark.slow
 def test_a_few_flips_cost_a_trained_classifier_more_than_random_ones():
     teacher = registry.resnet20(10)
-    checkpoint.load_classifier(teacher, ROOT / "checkpoints/pretrained/digits_resnet20.pth", "teacher checkpoint")
+    load_classifier(teacher, ROOT / "checkpoints/pretrained/digits_resnet20.pth", "teacher checkpoint")
     images = load_digits(ROOT / "data", False, False)
     x = images.images.float() / 255 * 2 - 1
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import NGF, NZ, SIZE, same_state, small_generator, small_teacher, state_of, user_error
+from conftest import NGF, NZ, SIZE, same_state, small_generator, state_of, user_error
 
 from datafree.methods.aeahl_rg import build_generator
 from datafree.models.generator_files import files_in, part
@@ -32,11 +32,6 @@ def test_the_next_task_gets_the_kept_network_as_g2_in_its_own_width_with_d_and_a
     assert same_state(state_of(found.g1), state_of(build_generator(9, NZ, NGF + 3, SIZE).g1))
     assert (found.g1.config["ngf"], found.g2.config["ngf"]) == (NGF + 3, NGF)
     assert found(torch.randn(2, NZ)).shape == (2, 3, SIZE, SIZE)
-
-
-def test_the_files_hold_configuration_and_origin_as_plain_values(left, tmp_path):
-    content = torch.load(tmp_path / "gan_reuse.pth", weights_only=True)
-    assert content["config"] == {"nz": NZ, "ngf": NGF, "img_size": SIZE} and content["origin"] == ORIGIN
 
 
 def test_another_length_of_the_noise_or_size_of_the_images_is_named(left, tmp_path):
@@ -76,13 +71,6 @@ def test_a_file_that_was_tampered_with_is_the_users_to_mend(left, tmp_path, chan
     torch.save(content, tmp_path / "gan_reuse.pth")
     with user_error("gan_reuse.pth", word):
         build(tmp_path)
-
-
-def test_a_student_or_a_bare_state_dict_is_no_reusable_network(left, tmp_path):
-    for content in ({"state_dict": small_teacher().state_dict(), "arch": "x"}, left.g1.state_dict()):
-        torch.save(content, tmp_path / "gan_reuse.pth")
-        with user_error("gan_reuse.pth", "configuration"):
-            build(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["gan_reuse.pth", "decoder.pth"])

@@ -95,5 +95,10 @@ def test_losses_of_bf16_logits_are_computed_in_fp32():
 
 def test_losses_of_huge_logits_are_finite():
     t, s = torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([[1e4, 0.0, -1e4]])
-    values = kl_divergence(t, s), distillation_loss(t, -s, 1.0), adversarial_loss(t, s), one_hot_loss(t, torch.ones(1).long())
+    values = (
+        kl_divergence(t, s),
+        distillation_loss(t, -s, 1.0),
+        adversarial_loss(t, s),
+        one_hot_loss(t, torch.ones(1).long()),
+    )
     assert all(value.isfinite().all() for value in values)

@@ -46,7 +46,9 @@ def queue(tmp_path):
     def run(jobs, slots=({},), **how):
         folders = []
         try:
-            failed = run_queue([placed(each) for each in jobs], program, slots, lambda job, folder: folders.append(folder), **how)
+            failed = run_queue(
+                [placed(each) for each in jobs], program, slots, lambda job, folder: folders.append(folder), **how
+            )
         except Stopped as stopped:
             failed = stopped
         return failed, folders, (tmp_path / "log.txt").read_text().splitlines()

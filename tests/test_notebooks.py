@@ -10,6 +10,8 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from programs import NAME, SMALL, finished
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 300_000  # bytes
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|opt|work|mnt|Users|private|var)/|[A-Z]:\\\\")

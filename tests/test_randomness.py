@@ -2,9 +2,12 @@
 
 import hashlib
 
+import pytest
 import torch
-from datafree.randomness import Streams, initialising, seed_for
+from conftest import user_error
 from torch import nn
+
+from datafree.engine.randomness import Streams, initialising, seed_for
 
 
 def test_a_seed_is_the_first_63_bits_of_a_hash_of_run_and_purpose():
@@ -13,59 +16,66 @@ def test_a_seed_is_the_first_63_bits_of_a_hash_of_run_and_purpose():
     assert 0 <= seed_for(2**63 - 1, "x") < 2**63
 
 
-def test_seeds_differ_between_runs_and_between_purposes():
-    seeds = {seed_for(seed, name) for seed in range(20) for name in ("g1", "g2", "d", "student", "synthesis")}
-    assert len(seeds) == 100
-
-
-def test_a_stream_gives_the_same_numbers_for_the_same_seed_and_name_and_others_otherwise():
-    def numbers(seed, name):
-        return torch.rand(5, generator=Streams(seed)[name])
-
-    assert torch.equal(numbers(0, "a"), numbers(0, "a"))
-    assert not torch.equal(numbers(0, "a"), numbers(0, "b")) and not torch.equal(numbers(0, "a"), numbers(1, "a"))
-
-
-def test_a_stream_goes_on_where_it_was_left():
-    streams = Streams(0)
-    pieces = [torch.rand(3, generator=streams["a"]) for _ in range(2)]
-    assert torch.equal(torch.cat(pieces), torch.rand(6, generator=Streams(0)["a"]))
-
-
-def test_drawing_from_one_stream_leaves_the_others_and_the_global_generator_alone():
-    before = torch.get_rng_state()
-    streams = Streams(0)
-    torch.rand(100, generator=streams["a"])
+def test_a_stream_depends_on_seed_and_name_alone_and_is_at_its_beginning_again_whenever_asked():
+    torch.manual_seed(3)
+    before, streams = torch.get_rng_state(), Streams(0)
+    first = torch.rand(5, generator=streams["a"])
+    assert not torch.equal(torch.rand(5, generator=streams["a"]), first)
+    assert torch.equal(torch.rand(5, generator=Streams(0)["a"]), first)
+    for _ in range(2):
+        assert torch.equal(torch.rand(5, generator=streams.again("a")), first)
+    for seed, name in ((0, "b"), (1, "a")):
+        assert not torch.equal(torch.rand(5, generator=Streams(seed)[name]), first)
     assert torch.equal(torch.rand(5, generator=streams["b"]), torch.rand(5, generator=Streams(0)["b"]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_states_survive_a_file_and_put_streams_back_where_they_were(tmp_path):
-    streams = Streams(0)
-    torch.rand(3, generator=streams["a"])
-    torch.rand(4, generator=streams["b"])
+def on_another_device(seed):
+    """Streams that believe that theirs is a GPU."""
+    streams = Streams(seed)
+    streams.device = torch.device("cuda")
+    return streams
+
+
+@pytest.mark.parametrize("make", [Streams, on_another_device])
+def test_states_survive_a_file_and_put_streams_back_where_they_were_those_of_the_host_too(make, tmp_path):
+    streams, other = make(0), make(0)
+    torch.rand(4, generator=streams.on_host("b"))
     torch.save(streams.state_dict(), tmp_path / "streams.pth")
-    expected = [torch.rand(5, generator=streams[name]) for name in ("a", "b", "never used before")]
-    other = Streams(0)
-    torch.rand(50, generator=other["a"])
+    expected = [torch.rand(5, generator=streams.on_host(name)) for name in ("b", "never used before")]
+    torch.rand(50, generator=other.on_host("b"))
     other.load_state_dict(torch.load(tmp_path / "streams.pth", weights_only=True))
-    found = [torch.rand(5, generator=other[name]) for name in ("a", "b", "never used before")]
+    found = [torch.rand(5, generator=other.on_host(name)) for name in ("b", "never used before")]
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    assert (streams.on_host("b") is streams._generators.get("b")) == (make is Streams)
 
 
-def test_initialisation_depends_on_seed_and_name_and_not_on_what_was_drawn_before():
+def test_states_of_another_kind_of_device_are_refused():
+    with user_error("not begun on a cpu device", "--device"):
+        Streams(0).load_state_dict({"a": torch.zeros(16, dtype=torch.uint8)})  # what a GPU's generator has
+
+
+def test_initialisation_depends_on_seed_and_name_alone_and_leaves_the_global_generator_alone():
     def layer(seed, name, noise):
         torch.manual_seed(noise)
+        before = torch.get_rng_state()
         with initialising(seed, name):
-            return nn.Linear(4, 4).weight
+            weight = nn.Linear(4, 4).weight
+        assert torch.equal(torch.get_rng_state(), before)
+        return weight
 
     assert torch.equal(layer(0, "g1", 1), layer(0, "g1", 2))
     assert not torch.equal(layer(0, "g1", 1), layer(0, "g2", 1))
     assert not torch.equal(layer(0, "g1", 1), layer(1, "g1", 1))
 
 
-def test_initialisation_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
+def test_initialisation_wakes_no_gpu(monkeypatch):
+    def woken(*_, **__):
+        pytest.fail("the GPU was asked for something")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("_lazy_init", "init", "get_rng_state", "set_rng_state", "manual_seed_all", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, woken)
     with initialising(0, "g1"):
         nn.Linear(4, 4)
-    assert torch.equal(torch.get_rng_state(), before)

@@ -22,7 +22,9 @@ import train_scratch
 from datafree.reporting import figures
 from datafree.reporting.report import Report, draw, examine, page, write_board
 from datafree.reporting.run_networks import RunNetworks
-from datafree.run_folder import RunFolder
+from datafree.runs.folder import RunFolder
+
+pytestmark = pytest.mark.slow
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HL = NAME.replace("anew", "anew-hl")
@@ -155,7 +157,7 @@ def test_every_column_that_a_method_reported_is_in_a_curve(run):
     shares = [line.get_label() for line in report.figures["curves/Shares"].axes[0].get_lines()]
     assert {"rate bar", "swap rate"} <= set(shares) and "norm baz" not in shares
     drawn = [name for _, columns in figures.curves_of(report.run.metrics).values() for name in columns]
-    assert sorted([*drawn, "epoch"]) == sorted(report.run.metrics) and "word" not in drawn
+    assert sorted([*drawn, "epoch", "round"]) == sorted(report.run.metrics) and "word" not in drawn
 
 
 def test_the_page_fetches_nothing(text):
@@ -300,7 +302,7 @@ def test_samples_are_of_evenly_spaced_epochs_and_the_newest_where_tensorboard_is
 
 def test_overwriting_a_run_removes_the_report_of_it(run):
     (run / "report.html").write_text("of the earlier run")
-    RunFolder(run, ["round"], overwrite=True).close()
+    RunFolder(run, overwrite=True).close()
     assert not (run / "report.html").exists()
 
 

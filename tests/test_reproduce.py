@@ -1,17 +1,18 @@
 """The plan of the paper's figure, and the same plan run to its end on digits."""
 
+import io
 import re
 
+import launching
 import pytest
 import torch
 from conftest import ROOT, user_error
 from programs import SMALL, run, script
 
 import main
-from datafree import launching
 
 PAIRS = ["--source", "resnet20>resnet8", "--pairs", "resnet20>resnet8", "wrn16_1:resnet8"]
-TINY = f"--flags={SMALL} --p_width 4 --precision fp32"
+TINY = f"--flags={SMALL} --precision fp32"
 
 
 @pytest.fixture
@@ -28,29 +29,24 @@ def reproduce(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The command lines of the runs, in order; one may be told to fail."""
-    lines = []
+    """The command lines of the runs, in order, each run in this process; one may be told to fail, by name."""
+    lines, fails = [], set()
 
-    class InThisProcess(launching.Launched):
-        fails_where = None
+    class Ended:
+        def __init__(self, args, status):
+            self.args, self.returncode = args, status
 
-        def __init__(self, job, program, run_root, environment):
-            self.job, self.command = job, [str(program), *job.arguments(run_root), "--resume"]
-            lines.append(" ".join(self.command))
-            line = [*self.command[1:], *["--lr", "nonsense"] * (self.fails_where == job.name)]
-            self._status, self._said, self._errors_said = run(line, main)
+        def poll(self):
+            return self.returncode
 
-        def status(self):
-            return self._status
+    def start(queue, job, environment):
+        command = [str(queue.program), *job.flags, "--resume"]
+        lines.append(" ".join(command))
+        status, _, said = run([*command[1:], *["--lr", "nonsense"] * (job.name in fails)], main)
+        return Ended(["python", *command], status), io.StringIO(said)
 
-        def folder(self):
-            return launching.folder_named_in(self._said)
-
-        def failure(self):
-            return self._errors_said.strip()
-
-    monkeypatch.setattr(launching, "Launched", InThisProcess)
-    return lines, InThisProcess
+    monkeypatch.setattr(launching.Queue, "_start", start)
+    return lines, fails
 
 
 def test_the_whole_plan_is_120_runs_with_every_reuse_behind_its_source(capsys, monkeypatch, tmp_path):
@@ -80,6 +76,7 @@ def test_the_dry_run_names_missing_teachers_with_the_command_for_each_and_a_run_
         script("reproduce").main(["--datasets", "cifar10"])
 
 
+@pytest.mark.slow
 def test_the_plan_runs_on_digits_in_order_and_once_and_ends_in_the_table(reproduce, ran, capsys, tmp_path):
     lines, _ = ran
     reproduce()
@@ -102,9 +99,10 @@ def test_the_plan_runs_on_digits_in_order_and_once_and_ends_in_the_table(reprodu
     assert "8 runs, 8 of them complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failed_source_is_reported_with_what_waited_for_it_and_the_rest_is_run(reproduce, ran, capsys):
-    lines, launched = ran
-    launched.fails_where = "anew-digits-resnet20-resnet8-reproduce-s0"
+    lines, fails = ran
+    fails.add("anew-digits-resnet20-resnet8-reproduce-s0")
     with user_error("5 of 8 runs failed"):
         reproduce()
     printed = capsys.readouterr().out

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 from conftest import FP32, user_error
-from programs import epochs_of, json_of, rows_of
+from programs import epochs_of, json_of
 from torch import nn
 
 from datafree.engine.evaluation import Score
@@ -84,20 +84,22 @@ def test_a_stop_between_two_saves_saves_and_says_how_to_go_on(path, number):
     status = read_status(path)
     assert stopped.value.signal_number == number
     assert (status["state"], status["epoch"], status["epochs"]) == ("stopped", 4, 8) and weight_in(path) == 4
-    resumed = Loop(path)("3", resume=True)
+    before, resumed = torch.load(path / "last.pth", weights_only=True)["progress"], Loop(path)("3", resume=True)
     assert resumed.saved == [7, 8] and weight_in(path) == 8 and epochs_of(path)[3:5] == ["4", "5"]
+    assert resumed.run.progress.best == Score(10.0)  # of epoch 4
+    assert resumed.run.progress.seconds["seconds_work"] > before["seconds"]["seconds_work"]
+    assert json_of(path / "summary.json")["seconds_total"] > before["seconds_total"]
 
 
 def test_a_second_signal_interrupts_at_once(path):
     def stop(epoch, run):
         if epoch == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         Loop(path, stop)()
-    assert read_status(path)["state"] == "failed" and weight_in(path) == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert weight_in(path) == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_status_through_the_life_of_a_run(path):
@@ -128,20 +130,6 @@ def test_best_is_the_first_of_the_highest_score_and_last_the_last_and_both_are_w
     assert summary["seconds_total"] >= summary["seconds_work"] > 0
 
 
-def test_seconds_and_the_best_score_go_on_where_they_were(path):
-    def crash(epoch, run):
-        if epoch == 6:
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        Loop(path, crash)()
-    before = torch.load(path / "last.pth", weights_only=True)["progress"]
-    resumed = Loop(path)(resume=True)
-    assert resumed.run.progress.best == Score(10.0) and len(rows_of(path)) == 8
-    assert json_of(path / "summary.json")["seconds_total"] > before["seconds_total"]
-    assert resumed.run.progress.seconds["seconds_work"] > before["seconds"]["seconds_work"]
-
-
 def test_an_epoch_that_was_not_recorded_is_the_loops_mistake(path):
     with RunFolder(path) as folder, pytest.raises(RuntimeError, match="epoch 1 was not recorded"):
         list(Run(folder, Snapshot(path, {}), 2, FP32).epochs())
@@ -149,7 +137,10 @@ def test_an_epoch_that_was_not_recorded_is_the_loops_mistake(path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_term_or_a_weight_that_is_not_finite_ends_the_run_by_its_name_and_keeps_the_state_before(path, value):
-    for bad, words in (("term", f"loss_a became {value} in epoch 2, step 3"), ("weight", f"net's weight became {value}")):
+    for bad, words in (
+        ("term", f"loss_a became {value} in epoch 2, step 3"),
+        ("weight", f"net's weight became {value}"),
+    ):
 
         def spoil(epoch, run, bad=bad):
             readings, net = Readings(), nn.Linear(1, 1)

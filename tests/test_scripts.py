@@ -12,7 +12,7 @@ from test_reproduce import ran  # noqa: F401 (a fixture: runs in this process)
 import main
 from datafree.reporting import plots
 from datafree.reporting.run_reader import read_run
-from datafree.stopping import Stopped
+from datafree.runs.stopping import Stopped
 
 TINY = [
     *("--epochs", "3", "--warmup", "1", "--kd_steps", "1", "--batch_size", "4", "--synthesis_batch_size", "4"),
@@ -47,6 +47,7 @@ def test_compare_prints_a_table_and_draws_a_picture(tmp_path, run, capsys):
 
 
 @pytest.mark.usefixtures("ran")
+@pytest.mark.slow
 def test_ablation_runs_each_setting_and_seed_once_and_says_where_each_number_is_from(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     ablation = script("ablation")

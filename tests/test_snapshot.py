@@ -1,7 +1,6 @@
 """A state is restored bit for bit; whatever was damaged since is refused, and what grows is only ever appended to."""
 
 import os
-import shutil
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from datafree.data.placement import Placement
 from datafree.data.pool import ImagePool, image_column
 from datafree.engine.randomness import Streams
 from datafree.runs.run import Progress
-from datafree.runs.snapshot import SavedPool, Snapshot
+from datafree.runs.snapshot import Snapshot
 
 SIZE = 8
 COLUMNS = {"images": image_column(SIZE), "labels": ((), torch.int64)}
@@ -66,22 +65,6 @@ def test_where_nothing_was_saved_nothing_is_changed(tmp_path):
     assert own["progress"].epoch == 1
 
 
-def test_a_pool_longer_than_the_state_knows_of_is_written_over(saved):
-    snapshot, _ = saved
-    pool_file = snapshot.folder / "pool.bin"
-    with open(pool_file, "ab") as file:
-        file.write(b"half a round that a kill left")
-    pool = new_pool()
-    resumed = Snapshot(snapshot.folder, parts(2), pool)
-    resumed.load()
-    add(pool, 2)
-    resumed.save()
-    assert pool_file.stat().st_size == 11 * pool.bytes_per_image
-    again = new_pool()
-    Snapshot(snapshot.folder, parts(3), again).load()
-    assert torch.equal(again.rows(0, 11)[0], pool.rows(0, 11)[0])
-
-
 def test_saving_writes_of_the_pool_what_is_new(tmp_path, monkeypatch):
     pool, written = new_pool(4000), []
     snapshot, rows = Snapshot(tmp_path, {}, pool), pool.rows
@@ -118,7 +101,10 @@ def change(path, act):
 DAMAGE = {
     "a state cut short": (lambda run: os.truncate(run / "last.pth", 1000), "last.pth is damaged"),
     "a flipped bit in the state": (lambda run: flip(run / "last.pth", 2000), "last.pth is damaged"),
-    "a state without one part": (lambda run: change(run / "last.pth", lambda c: c.pop("net")), "another run or version"),
+    "a state without one part": (
+        lambda run: change(run / "last.pth", lambda c: c.pop("net")),
+        "another run or version",
+    ),
     "one weight less": (lambda run: change(run / "last.pth", lambda c: c["net"].pop("bias")), "another run or version"),
     "a state that is a tensor": (lambda run: torch.save(torch.zeros(3), run / "last.pth"), "no run state"),
     "a state that is empty": (lambda run: torch.save({}, run / "last.pth"), "another run or version"),
@@ -134,19 +120,3 @@ def test_a_damaged_state_is_refused(what, saved):
     damage(saved[0].folder)
     with user_error(words):
         Snapshot(saved[0].folder, parts(2), new_pool()).load()
-
-
-def test_the_images_of_each_round_are_read_without_the_run(saved, tmp_path):
-    snapshot, _ = saved
-    pool = SavedPool(snapshot.folder, SIZE)
-    assert len(pool) == 2
-    for number, (start, end) in enumerate(((0, 4), (4, 9)), 1):
-        assert torch.equal(pool.images(number), snapshot.pool.rows(start, end)[0])
-    flip(snapshot.folder / "pool.bin", 5 * pool._bytes_per_image)
-    assert len(pool.images(1)) == 4
-    with user_error("damaged in round 2"):
-        pool.images(2)
-    shutil.copytree(snapshot.folder, tmp_path / "without")
-    Snapshot(tmp_path / "without", parts(1)).save()
-    with user_error("of no run with a pool"):
-        SavedPool(tmp_path / "without", SIZE)

@@ -2,34 +2,38 @@
 
 import pytest
 import torch
-from conftest import FP32, ROOT
-from datafree.device import choose
-from datafree.flags import distillation_parser
-from programs import SMALL
+from conftest import FP32, small_classifier, small_spec
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import main
-import registry
-from datafree import rounds, task
+from datafree import api
+from datafree.cli.flags import distillation_configs
+from datafree.configuration import resolve
+from datafree.engine.device import choose
+from datafree.methods.aeahl_rg import AeahlRg
+from datafree.targets import chosen
 
 READING_METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__contains__")
 READING_OPERATORS = {  # their result's value or shape must be known to the processor
     *("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"),
-    *("aten::_unique2", "aten::repeat_interleave.Tensor", "aten::allclose"),
+    *("aten::_unique2", "aten::repeat_interleave.Tensor", "aten::allclose"),  # the second unless it is told the length
 }
+INDEXING = {"aten::index.Tensor", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"}  # by a mask
+SMALL = {"epochs": 3, "warmup": 0, "kd_steps": 2, "batch_size": 8, "synthesis_batch_size": 8, "g_steps": 2, "ngf": 4}
+FLAGS = {"soft": {}, "attack": {"hl": True, "p_width": 4}, "reptile": {"meta": "reptile"}}
+FLAGS["attack at every step"] = FLAGS["attack"] | {"attack_at": "step"}
 
 
-def built(flags, monkeypatch, compute=FP32):
-    monkeypatch.chdir(ROOT)
-    args = distillation_parser().resolve([*SMALL.split(), "--p_width", "4", *flags], registry.distillation_preset)
-    main.complete(args)
-    return task.build(args, registry.dataset_spec(args), compute, registry.MODELS)
+def prepared(flags, compute, run_root):
+    targets = chosen(flags.get("hl", False), False)
+    given = SMALL | flags | {"run_root": run_root}
+    values = resolve(distillation_configs(AeahlRg, "aeahl_rg", targets), given, lambda known: {})
+    return api.prepare(values, small_spec(), small_classifier(1), small_classifier(2), AeahlRg, compute)
 
 
-def a_round(made):
-    """What one_round does up to where it reads."""
-    images = made.synthesis.synthesize(adversarial=True)
-    return images.readings, rounds.fill_pool(made, images.images), made.distillation.run(made.pool, 2)
+def a_round(job):
+    """What the loop does up to where it reads."""
+    job.pool.add(job.targets.prepare(job.method.synthesize(warmup=False)))
+    job.student.learn(job.pool, job.targets, 2)
 
 
 class ReadingError(AssertionError):
@@ -38,9 +42,11 @@ class ReadingError(AssertionError):
 
 class NoReading(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if operator.name() in READING_OPERATORS:
-            raise ReadingError(operator.name())
-        return operator(*args, **(kwargs or {}))
+        name, kwargs = operator.name(), kwargs or {}
+        masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if name in INDEXING else []
+        if masks or (name in READING_OPERATORS and kwargs.get("output_size") is None):
+            raise ReadingError(name)
+        return operator(*args, **kwargs)
 
 
 @pytest.fixture
@@ -58,29 +64,40 @@ def no_reading(monkeypatch):
     return NoReading()
 
 
-@pytest.mark.parametrize("flags", [[], ["--hl"], ["--hl", "--attack_at", "step"], ["--meta", "reptile"]])
-def test_a_round_reads_nothing_before_its_end(flags, monkeypatch, request):
-    made = built(flags, monkeypatch)
+@pytest.mark.parametrize("what", FLAGS)
+def test_a_round_reads_nothing_before_its_end(what, tmp_path, monkeypatch, request):
+    job = prepared(FLAGS[what], FP32, tmp_path)
     with request.getfixturevalue("no_reading"):
-        readings = a_round(made)
+        for _ in range(2):
+            a_round(job)
     monkeypatch.undo()
-    assert all(value == value for each in readings for value in each.means().values())
+    assert all(value == value for value in job.context.read().means().values())
 
 
-@pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: bool(x), lambda x: x.cpu(), lambda x: x[x > 0]])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x[0].item(),
+        lambda x: bool(x[0]),
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: x.repeat_interleave(x),
+    ],
+)
 def test_the_guard_notices_a_reading(read, no_reading):
     with no_reading, pytest.raises(ReadingError):
-        read(torch.ones(()))
+        read(torch.ones(2, dtype=torch.int64))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("flags", [[], ["--hl"]])
-def test_a_round_on_a_gpu_does_not_synchronise(flags, monkeypatch):
-    made = built(flags, monkeypatch, choose("cuda"))
-    a_round(made)  # memory is set aside, kernels are chosen
+@pytest.mark.parametrize("what", FLAGS)
+def test_a_round_on_a_gpu_does_not_synchronise(what, tmp_path):
+    job = prepared(FLAGS[what], choose("cuda"), tmp_path)
+    assert job.pool.draws.device.type == job.pool.storage["images"].device.type == "cuda"
+    a_round(job)  # memory is set aside, kernels are chosen
     torch.cuda.set_sync_debug_mode("error")
     try:
-        readings = a_round(made)
+        a_round(job)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(value == value for each in readings for value in each.means().values())
+    assert all(value == value for value in job.context.read().means().values())

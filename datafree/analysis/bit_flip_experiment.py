@@ -58,7 +58,7 @@ def attacker_images(run: RunNetworks, count: int, seed: int) -> dict[str, Tensor
 
 def accuracy(run: RunNetworks, images, network: nn.Module | QuantisedModel) -> float:
     """Share of the images (%) whose class is predicted."""
-    predicted, true = run.predict(network, images, batch_size=64)
+    predicted, true = run.predict(getattr(network, "model", network), images, batch_size=64)
     return 100 * (predicted == true).double().mean().item()
 
 

@@ -87,7 +87,7 @@ class QuantisedModel:
                 step = fit_step(module.weight)
                 integers = to_integers(module.weight.double(), step or 1.0).to(torch.int8).contiguous()
                 module.weight.copy_(step * integers).requires_grad_(True)
-                self.layers.append(QuantisedLayer(name, module, integers, step))
+                self.layers.append(QuantisedLayer(name.removeprefix("network."), module, integers, step))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C)."""

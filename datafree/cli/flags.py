@@ -134,7 +134,8 @@ def distillation_configs(method: type[Method], name: str, targets: str) -> dict[
         "length": LengthConfig,
         "machine": DistillationMachineConfig,
     }
-    taken = {"help"}.union(*(names_of(config) for title, config in configs.items() if title != own))
+    reserved = {"help", "program", "groups", "defaults", "format", "environment"}  # the last five: of config.json
+    taken = reserved.union(*(names_of(config) for title, config in configs.items() if title != own))
     for flag in sorted(taken & names_of(method.Config)):
         raise UserError(f"{own} has a flag --{flag} of its own", "main.py has one of that name: rename it")
     return configs

@@ -3,11 +3,11 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configuration import Preset, plain, resolve
+from ..configuration import Config, Preset, plain, resolve
 from ..errors import UserError
 from ..runs.folder import FORMAT
 from .flags import MachineConfig, TaskConfig, free_names
@@ -27,7 +27,7 @@ def beginning(argv: Sequence[str]) -> argparse.Namespace:
     given, _ = parser.parse_known_args(list(argv), unset)
     values = {name: getattr(TaskConfig, name) for name in ("method", "hl", "no_aea")}
     if isinstance(given.resume, Path):
-        config = read_config(given.resume)
+        config = read_config(given.resume, parser.prog)
         values |= {name: config[name] for name in values if name in config}
     values |= {name: getattr(given, name) for name in values if getattr(given, name) is not None}
     return argparse.Namespace(**values)
@@ -44,9 +44,7 @@ def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.N
     folder = getattr(given, "resume", None)
     if not isinstance(folder, Path):
         return parser.resolve(argv, preset)
-    config, free = read_config(folder), free_names(parser.configs)
-    if config.get("program", parser.prog) != parser.prog:
-        raise UserError(f"{folder} is a run of {config['program']}", f"python {config['program']} --resume {folder}")
+    config, free = read_config(folder, parser.prog), free_names(parser.configs)
     for name, value in vars(given).items():
         if name not in free and plain(value) != config.get(name):
             raise UserError(f"--{name} was {config.get(name)} in {folder}", "leave it out, or start another with --tag")
@@ -61,17 +59,24 @@ def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.N
 def run_path(parser: Parser, values: argparse.Namespace, name: str) -> Path:
     """Where the run is or will be. Raises UserError where a run to be resumed was started with other arguments."""
     path = values.resume if isinstance(values.resume, Path) else values.run_root / name
-    if values.resume and os.path.exists(path / "config.json"):
-        config, free = read_config(path), free_names(parser.configs)
-        for name, value in vars(values).items():
-            if name not in free and name in config and config[name] != plain(value):
-                what = f"--{name} was {config[name]} in {path}, not {value}"
-                raise UserError(what, "say the same, or start another run with --tag")
+    if values.resume:
+        check_same(values, path, parser.configs, parser.prog)
     return path
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. Raises UserError where there is none, or it is of another version."""
+def check_same(values: argparse.Namespace, path: Path, configs: Mapping[str, type[Config]], program: str) -> None:
+    """Raises UserError where there is a run at ``path`` that was started with other arguments."""
+    if not os.path.exists(path / "config.json"):
+        return
+    config, free = read_config(path, program), free_names(configs)
+    for name, value in vars(values).items():
+        if name not in free and name in config and config[name] != plain(value):
+            what = f"--{name} was {config[name]} in {path}, not {value}"
+            raise UserError(what, "say the same, or start another run with --tag")
+
+
+def read_config(folder: Path, program: str) -> dict[str, Any]:
+    """config.json. Raises UserError where there is none, or it is of another program or version."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -82,4 +87,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("format") != FORMAT:
         what = f"{folder} was written by another version, whose runs cannot be resumed here"
         raise UserError(what, "finish it with that version, or start anew with --overwrite")
+    whose = config.get("program", program)
+    if whose != program:
+        by_hand = f"python {whose} --resume {folder}" if whose.endswith(".py") else "call that again with resume=True"
+        raise UserError(f"{folder} is a run of {whose}", by_hand)
     return config

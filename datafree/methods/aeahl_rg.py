@@ -62,7 +62,7 @@ MODES = {
     "anew": Mode(False, 1.0, "g1, g2, d start at random"),
     "reuse_common": Mode(True, 1.0, "g2, d are loaded and trained like g1"),
     "reuse_finetune": Mode(True, None, "g2, d are loaded and trained more slowly"),
-    "reuse_fix": Mode(True, 0.0, "g2, d are loaded and frozen"),
+    "reuse_fix": Mode(True, 0.0, "g2, d are loaded, their weights frozen"),
 }
 
 

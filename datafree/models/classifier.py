@@ -17,9 +17,9 @@ from ..errors import UserError
 class _ExactLinear(nn.Linear):
     """In its weight's precision also under autocast: bf16 logits tie, and argmax then takes the lower class."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # named as nn.Linear's: some call it by keyword
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
 class Classifier(nn.Module):

@@ -54,7 +54,7 @@ class Progress:
     """What is true after ``epoch`` epochs, apart from the state of the networks.
 
     Attributes:
-        epoch, rounds: done.
+        epoch: done.
         generator_loss: one value a generator iteration.
         score, best: of the newest and of the best network.
         seconds: spent so far, by purpose.
@@ -62,7 +62,6 @@ class Progress:
     """
 
     epoch: int = 0
-    rounds: int = 0
     generator_loss: list[float] = field(default_factory=list)
     score: Score = Score()
     best: Score = Score()

@@ -1,0 +1,124 @@
+"""Distillation from Python, and the loop's own decisions: rounds and epochs, the images shown, the one warning."""
+
+import os
+import signal
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import CLASSES, MEAN, SIZE, STD, same_state, small_classifier, small_network, state_of, user_error
+from programs import at_epoch, epochs_of, error_of, json_of, rows_of  # noqa: F401
+
+from datafree import api
+from datafree.cli.flags import LengthConfig
+from datafree.data.specs import TensorImages
+from datafree.engine.evaluation import Score
+from datafree.runs.stopping import Stopped
+from scripts.kill_test import differences
+
+FLAGS = {"epochs": 3, "warmup": 1, "kd_steps": 2, "batch_size": 8, "synthesis_batch_size": 8, "precision": "fp32"}
+SHAPE = {"num_classes": CLASSES, "img_size": SIZE, "mean": MEAN, "std": STD}
+OWN = {"g_steps": 1, "nz": 4, "ngf": 2}  # of AEAHL-RG
+
+
+def distil(path, student=None, teacher=None, **flags):
+    teacher, student = teacher or small_network(1), student or small_network(2)
+    return api.distil(teacher, student, **SHAPE, **(FLAGS | OWN | {"run_root": path} | flags))
+
+
+def test_two_modules_are_distilled_in_place_and_the_run_folder_comes_back(tmp_path, capsys):
+    teacher, student = small_network(1), small_network(2)
+    before, taught = state_of(student), state_of(teacher)
+    folder = distil(str(tmp_path), student, teacher, tag="mine")
+    assert folder == tmp_path / "anew-own-teacher-student-mine"
+    left = torch.load(folder / "student_last.pth", weights_only=True)["state_dict"]
+    assert same_state(state_of(student), left) and not torch.equal(left["fc.weight"], before["fc.weight"])
+    assert same_state(state_of(teacher), taught)
+    summary = json_of(folder / "summary.json")
+    assert summary["accuracy_last"] is None and 0 <= summary["agreement"] <= 100 and summary["images"] == 24
+    assert epochs_of(folder) == ["1", "2", "3"] and (folder / "gan_reuse.pth").exists()
+    assert "finished: agreement" in capsys.readouterr().out
+
+
+def test_teacher_and_student_may_have_formats_of_their_own_be_attacked_and_measured_on_images(tmp_path):
+    student = small_classifier(2, mean=(0, 0, 0), std=(1, 1, 1), size=12)
+    images = TensorImages(torch.randint(256, (20, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(20) % CLASSES)
+    folder = distil(tmp_path, student, small_classifier(1), hl=True, p_width=2, test=images)
+    assert folder.name == "anew-hl-own-teacher-student" and (folder / "gap.pth").exists()
+    summary = json_of(folder / "summary.json")
+    assert 0 <= summary["accuracy_last"] <= 100 and 0 <= summary["accuracy_teacher"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"epoch_count": 3}, "there is no flag epoch_count"),
+        ({"pa": 0.1}, "there is no flag pa"),
+        ({"g_steps": 0}, "--g_steps: 0 is out of range"),
+        ({"epochs": "3"}, "--epochs: '3' is not a whole number"),
+        ({"warmup": 3}, "3 epochs of warm-up"),
+        ({"mode": "reuse_fix"}, "nothing to reuse"),
+        ({"device": "banana"}, "banana"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(tmp_path, flags, words):
+    with user_error(words):
+        distil(tmp_path / "run", **flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_resume_and_the_same_flags_only(tmp_path, at_epoch):  # noqa: F811
+    alone = distil(tmp_path / "alone")
+    at_epoch(2, lambda folder: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="call it again with resume=True"):
+        distil(tmp_path)
+    with user_error("--lr was 0.2 in", "not 0.5"):
+        distil(tmp_path, lr=0.5, resume=True)
+    message = error_of(["--resume", tmp_path / alone.name])
+    assert "is a run of datafree.distil" in message and "resume=True" in message
+    assert differences(alone, distil(tmp_path, resume=True)) == []
+
+
+# The loop
+
+
+@pytest.mark.slow
+def test_an_epoch_of_two_rounds_synthesises_twice_and_the_cosine_spans_all_its_steps(tmp_path):
+    folder = distil(tmp_path, epochs=4, ep_steps=4, kd_steps=2, lr=0.1, lr_min=0.001, seed=3)
+    rows, summary = rows_of(folder), json_of(folder / "summary.json")
+    assert [(row["epoch"], row["round"]) for row in rows] == [("1", "2"), ("2", "4"), ("3", "6"), ("4", "8")]
+    assert (summary["epochs"], summary["rounds"], summary["images"]) == (4, 8, 64)
+    assert (folder / "pool.bin").stat().st_size == 64 * 3 * SIZE * SIZE
+    state = torch.load(folder / "last.pth", weights_only=True)
+    assert state["pool_chunks"] == [8] * 8 and state["student"]["scheduler"]["last_epoch"] == 3 * 4
+    assert state["student"]["scheduler"]["T_max"] == 12 and len(state["progress"]["generator_loss"]) == 8
+    cosine = 0.001 + (0.1 - 0.001) * (1 + torch.cos(torch.pi * torch.tensor([0, 4, 8, 12]) / 12)) / 2
+    assert [float(row["lr"]) for row in rows] == pytest.approx(cosine.tolist(), rel=1e-4)
+
+
+def test_eval_every_leaves_cells_empty_but_not_those_of_the_last_epoch(tmp_path):
+    rows = rows_of(distil(tmp_path, epochs=5, eval_every=3))
+    assert [bool(row["agreement"]) for row in rows] == [False, False, True, False, True]
+
+
+def epochs_warned_at(reached, eval_every, warmup=2, begin=1):
+    """At which of 12 epochs the student's score, always the same, is warned about."""
+    said, job = [], Namespace(context=Namespace(spec=Namespace(num_classes=10)))
+    job.length = LengthConfig(epochs=12, warmup=warmup, eval_every=eval_every)
+    run = Namespace(folder=Namespace(log=said.append))
+    for epoch in range(begin, 13):
+        if epoch > warmup and (epoch % eval_every == 0 or epoch == 12):
+            before = len(said)
+            api.warn_if_at_chance(job, run, reached, epoch)
+            if len(said) > before:
+                assert "near chance" in said[-1] and "--lr" in said[-1] and "--kd_steps" in said[-1]
+                yield epoch
+
+
+def test_a_student_at_chance_after_a_third_of_the_run_gives_one_warning_and_none_after_a_resumption():
+    at_chance = Score(accuracy=10.0, agreement=99.0)
+    assert [list(epochs_warned_at(at_chance, eval_every)) for eval_every in (1, 3, 5, 99)] == [[4], [6], [5], [12]]
+    assert list(epochs_warned_at(at_chance, 1, warmup=8)) == [9] and list(epochs_warned_at(at_chance, 1, begin=5)) == []
+    assert list(epochs_warned_at(Score(agreement=11.0), 1)) == [4]
+    assert list(epochs_warned_at(Score(accuracy=40.0, agreement=0.0), 1)) == []

@@ -1,0 +1,58 @@
+"""What the names of models and data sets stand for, and how names are looked up."""
+
+import pytest
+import torch
+from conftest import user_error
+from test_models import PUBLISHED
+
+import registry
+from datafree.registration import Registry
+from registry import DATASETS, MODELS
+
+HALF, HALVES = (0.5, 0.5, 0.5), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+FACTS = {  # classes, size, whether mirrored; mean and standard deviation that the published teachers were trained with
+    "digits": (10, 32, False, *HALVES),
+    "digits100": (100, 32, False, *HALVES),
+    "mnist": (10, 32, False, *HALVES),
+    "svhn": (10, 32, False, *HALVES),
+    "cifar10": (10, 32, True, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": (100, 32, True, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "tiny_imagenet": (200, 64, True, *HALVES),
+    "imagenet": (1000, 224, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def test_every_data_set_is_registered_under_its_own_name_with_its_numbers():
+    specs = dict(DATASETS.items())
+    assert {name: (s.num_classes, s.img_size, s.flip, s.mean, s.std) for name, s in specs.items()} == FACTS
+    assert [spec.name for spec in specs.values()] == list(specs)
+
+
+def test_a_classifier_brings_the_input_format_of_its_data_set():
+    with torch.device("meta"):
+        tiny = registry.classifier("resnet18", DATASETS["tiny_imagenet"])
+    cifar = registry.classifier("resnet8", DATASETS["cifar10"])
+    assert (tiny.name, tiny.num_classes, tiny.img_size, tiny.head.out_features) == ("resnet18", 200, 64, 200)
+    torch.testing.assert_close(cifar.mean.flatten(), torch.tensor(FACTS["cifar10"][3]))
+    torch.testing.assert_close(cifar.std.flatten(), torch.tensor(FACTS["cifar10"][4]))
+
+
+def test_models_are_the_published_19_and_three_of_imagenet():
+    assert set(MODELS) == {*PUBLISHED, "resnet50_imagenet", "resnet18_imagenet", "mobilenetv2_imagenet"}
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_or_else_with_all():
+    with user_error("unknown model 'resnet43'", "resnet34"):
+        MODELS["resnet43"]
+    with user_error("unknown data set 'cifar_10'", "cifar10"):
+        DATASETS["cifar_10"]
+    with user_error("unknown model '?'", *MODELS):
+        MODELS["?"]
+
+
+def test_a_name_that_is_taken_is_refused():
+    models = Registry("model")
+    models.add("twin", 1)
+    with pytest.raises(ValueError, match="model 'twin' is registered already"):
+        models.add("twin", 2)
+    assert models["twin"] == 1

@@ -1,0 +1,131 @@
+"""Distillation steps against SGD written out, the cosine, and what is left alone."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import CPU, SIZE, same_state, state_of, user_error
+from test_aeahl_rg import context_of, takes
+
+from datafree.data.batch import Batch
+from datafree.data.placement import Placement
+from datafree.data.pool import ImagePool, image_column
+from datafree.engine.randomness import Streams
+from datafree.engine.student import Student
+from datafree.targets import Hard, Soft
+
+B, LR, LR_MIN, MOMENTUM, WEIGHT_DECAY, TAU, TOTAL, N = 6, 0.1, 0.01, 0.9, 0.05, 4.0, 10, 20
+
+
+class Lesson:
+    """A student with a pool and targets."""
+
+    def __init__(self, targets=Soft, context=None, total=TOTAL, lr=LR):
+        self.context = context or context_of()
+        streams = self.context.streams
+        self.config = Student.Config(batch_size=B, lr=lr, lr_min=LR_MIN, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        self.student = Student(self.context, self.config, total)
+        self.targets = targets(self.context, targets.Config(T=TAU))
+        rng = streams["distillation"]
+        self.pool = ImagePool(N, {"images": image_column(SIZE)}, Placement(CPU), self.context.augmentation, rng, rng)
+        self.pool.add(Batch(torch.rand(N, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))))
+
+    def learn(self, steps):
+        """What was reported."""
+        self.student.learn(self.pool, self.targets, steps)
+        return self.context.read().series
+
+
+def cosine(step):
+    """Learning rate of step 0, 1, ..., TOTAL."""
+    return LR_MIN + (LR - LR_MIN) * (1 + math.cos(math.pi * step / TOTAL)) / 2
+
+
+def learn_by_hand(lesson, student, rng, count):
+    """Trains ``student`` in place; the terms of each step. The next indices are drawn before a batch is cropped."""
+    teacher, hard, velocity = lesson.context.teacher, isinstance(lesson.targets, Hard), {}
+    read = {"loss_kd": [], "loss_hard": [], "label_disagreement": count * [0.0]}
+    student.train()
+    upcoming = torch.randint(N, (B,), generator=rng)
+    for step in range(count):
+        chosen = upcoming
+        upcoming = torch.randint(N, (B,), generator=rng) if step < count - 1 else None
+        x = lesson.context.augmentation(lesson.pool.rows(0, N)[0][chosen], rng) / 255
+        t, s = teacher.network(takes(teacher, x)), student.network(takes(student, x))
+        p, log_q = (t / TAU).softmax(1), (s / TAU).log_softmax(1)
+        L_kd = TAU**2 * (p * (p.log() - log_q)).sum() / B
+        L_hard = -s.log_softmax(1)[range(B), t.argmax(1)].mean()
+        loss = 0.9 * L_kd + 0.1 * L_hard if hard else L_kd
+        parameters = dict(student.named_parameters())
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        with torch.no_grad():
+            for (name, w), gradient in zip(parameters.items(), gradients, strict=True):
+                gradient = gradient + WEIGHT_DECAY * w
+                velocity[name] = MOMENTUM * velocity.get(name, torch.zeros_like(w)) + gradient
+                w -= cosine(step) * velocity[name]
+        read["loss_kd"].append(L_kd.item())
+        read["loss_hard"].append(L_hard.item())
+    return read if hard else {"loss_kd": read["loss_kd"]}
+
+
+@pytest.mark.parametrize(
+    ("targets", "formats"), [(Soft, "one format"), (Hard, "one format"), (Soft, "two formats"), (Hard, "two formats")]
+)
+def test_steps_are_sgd_with_momentum_and_weight_decay_on_the_targets_loss(targets, formats):
+    lesson = Lesson(targets, context_of(formats))
+    by_hand = copy.deepcopy(lesson.context.student)
+    expected = learn_by_hand(lesson, by_hand, Streams(0)["distillation"], 4)
+    read = lesson.learn(4)
+    assert read.keys() == expected.keys() and len(set(expected["loss_kd"])) == 4
+    for name, values in expected.items():
+        assert read[name] == pytest.approx(values, rel=2e-3), name
+    for (name, value), other in zip(
+        lesson.context.student.state_dict().items(), state_of(by_hand).values(), strict=True
+    ):
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_rate_falls_along_one_cosine_over_all_rounds_and_a_cosine_that_rises_is_refused():
+    lesson, rates = Lesson(), []
+    for steps in (1, 4, 5):
+        rates.append(lesson.student.lr)
+        lesson.learn(steps)
+    assert rates == pytest.approx([cosine(0), cosine(1), cosine(5)]) and lesson.student.lr == pytest.approx(LR_MIN)
+    with user_error("--lr_min 0.2 is above --lr 0.1"):
+        Student.Config(lr=0.1, lr_min=0.2)
+
+
+def test_the_teacher_is_left_as_it_came_and_the_student_trains_in_train_mode_whatever_mode_it_came_in():
+    lesson, other = Lesson(), Lesson()
+    other.context.student.eval()
+    teacher = lesson.context.teacher
+    before = state_of(teacher)
+    for each in (lesson, other):
+        each.learn(2)
+    assert same_state(state_of(lesson.context.student), state_of(other.context.student))
+    assert other.context.student.network.bn1.num_batches_tracked == 2
+    assert same_state(state_of(teacher), before) and not any(module.training for module in teacher.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+
+
+def test_only_the_stream_distillation_is_drawn_from_and_decides_everything():
+    lessons = [Lesson(context=context_of(seed=seed)) for seed in (0, 0, 1)]
+    for noise, lesson in enumerate(lessons):
+        torch.manual_seed(noise)
+        lesson.learn(2)
+    first, same, other = (state_of(lesson.context.student) for lesson in lessons)
+    assert list(lessons[0].context.streams.state_dict()) == ["distillation"]
+    assert same_state(first, same) and not same_state(first, other)
+
+
+def test_a_state_dict_and_the_streams_continue_exactly(tmp_path):
+    lesson, other = Lesson(), Lesson(context=context_of(seed=9))
+    lesson.learn(3)
+    other.learn(1)
+    torch.save([lesson.student.state_dict(), lesson.context.streams.state_dict()], tmp_path / "state.pth")
+    state, streams = torch.load(tmp_path / "state.pth", weights_only=True)
+    other.student.load_state_dict(state)
+    other.context.streams.load_state_dict(streams)
+    assert other.learn(3) == lesson.learn(3)
+    assert same_state(state_of(other.context.student), state_of(lesson.context.student))
