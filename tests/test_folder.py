@@ -1,5 +1,6 @@
 """A run's folder: one process at a time, nothing of anybody else's removed, rows whole, and a status for who waits."""
 
+import time
 import io
 import json
 import os
@@ -138,6 +139,7 @@ def test_resuming_drops_the_rows_beyond_the_saved_epoch_in_metrics_and_tensorboa
         folder.start()
         for epoch in (1, 2, 3):
             folder.record(row(epoch, loss=float(epoch)), "")
+    time.sleep(1.1)  # TensorBoard orders its files by the second
     with RunFolder(path, resume=True) as folder:
         folder.start(1)
         assert epochs_of(path) == ["1"]
