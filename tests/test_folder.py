@@ -1,11 +1,11 @@
 """A run's folder: one process at a time, nothing of anybody else's removed, rows whole, and a status for who waits."""
 
-import time
 import io
 import json
 import os
 import subprocess
 import sys
+import time
 
 import filelock
 import pytest
