@@ -29,6 +29,7 @@ from datafree.methods.base import Method
 from datafree.methods.loading import method_class
 from datafree.models.loading import load_classifier
 from datafree.targets import chosen
+from datafree.user_code import absolute
 
 
 def main(argv: list[str]) -> None:
@@ -37,12 +38,15 @@ def main(argv: list[str]) -> None:
     values.precision = compute.precision  # a resumption must not choose another
     method.complete(values)
     path = resume.run_path(parser, values, api.run_name(values, method))
-    teacher = registry.classifier(values.teacher, spec)
-    load_classifier(teacher, values.teacher_path)
+    takes = {role: registry.given_format(values, role) for role in ("teacher", "student")}
+    weights = "file" if values.teacher_path else "own"
+    teacher = registry.classifier(values.teacher, spec, takes["teacher"], weights, values.download)
+    if values.teacher_path:
+        load_classifier(teacher, values.teacher_path, given=takes["teacher"])
     with initialising(values.seed, "student"):
-        student = registry.classifier(values.student, spec)
+        student = registry.classifier(values.student, spec, takes["student"], download=values.download)
     job = api.prepare(values, spec, teacher, student, method, compute)
-    report = [*parser.grouped(values), f"runs on: {compute}", job.sizes(), f"writes to: {path}"]
+    report = [*parser.grouped(values), f"runs on: {compute}", job.sizes(), f"writes to: {path}", *job.remarks]
     if values.dry_run:
         print("\n".join(report))
         return
@@ -61,6 +65,7 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     parser.check(values)
     values.ep_steps = values.ep_steps or values.kd_steps
     values.teacher_path = values.teacher_path or registry.pretrained_path(values.dataset, values.teacher)
+    values.method = absolute(values.method)
     return parser, values, method
 
 

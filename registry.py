@@ -5,6 +5,7 @@ A data set is one ``DATASETS.add`` entry, a method one ``METHODS.add``; flags th
 """
 
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ from torch import nn
 
 from datafree.data.digits import load_digits, load_digits100
 from datafree.data.folders import imagefolder_spec, load_imagenet, load_tiny_imagenet
-from datafree.data.specs import DatasetSpec
+from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
+from datafree.models.names import InputFormat, Weights, network_of
 from datafree.models.resnet import BasicBlock, Bottleneck, ResNet
 from datafree.models.shufflenetv2 import ShuffleNetV2
 from datafree.models.vgg import VGG
 from datafree.models.wide_resnet import WideResNet
 from datafree.registration import Registry
+from datafree.runs.folder import slug
 
 METHODS = Registry("method")
 METHODS.add("aeahl_rg", AeahlRg)
@@ -164,7 +167,7 @@ DATASETS.add(
 DATASETS.add("imagenet", DatasetSpec("imagenet", 1000, 224, IMAGENET_MEAN, IMAGENET_STD, flip=True, load=load_imagenet))
 
 
-IMAGEFOLDER = "imagefolder:"
+IMAGEFOLDER, ANY_FORMAT = "imagefolder:", InputFormat()
 
 
 def dataset_spec(values: Namespace) -> DatasetSpec:
@@ -181,7 +184,7 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
             described["mean"] or IMAGENET_MEAN,
             described["std"] or IMAGENET_STD,
         )
-        return imagefolder_spec(path, size, mean, std, described["num_classes"])
+        return imagefolder_spec(path, pair(size), mean, std, described["num_classes"])
     spec = DATASETS[values.dataset]
     for name, value in described.items():
         if value is not None:
@@ -189,15 +192,30 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
     return spec
 
 
-def pretrained_path(dataset: str, model: str) -> Path:
-    """Where train_scratch.py leaves a checkpoint and main.py looks for a teacher."""
-    name = Path(dataset.removeprefix(IMAGEFOLDER)).name if dataset.startswith(IMAGEFOLDER) else dataset
-    return Path("checkpoints/pretrained") / f"{name}_{model}.pth"
+def pretrained_path(dataset: str, model: str) -> Path | None:
+    """Where train_scratch.py leaves a checkpoint and main.py looks for a teacher; None for one that has its weights."""
+    return None if model.startswith("hf:") else Path("checkpoints/pretrained") / f"{slug(dataset)}_{slug(model)}.pth"
 
 
-def classifier(name: str, spec: DatasetSpec) -> Classifier:
-    """The named model for a data set, untrained, with the data set's input format. Raises UserError if unknown."""
-    return Classifier(MODELS[name](spec.num_classes), name, spec.num_classes, spec.img_size, spec.mean, spec.std)
+def classifier(
+    name: str, spec: DatasetSpec, given: InputFormat = ANY_FORMAT, weights: Weights = "none", download: bool = False
+) -> Classifier:
+    """The named network for a data set, its input format what is given, else its library's, else the data set's.
+
+    Raises UserError as :func:`datafree.models.names.network_of` does.
+    """
+    of_data = InputFormat(spec.img_size, spec.shape[0], spec.mean, spec.std)
+    network, own = network_of(name, spec.num_classes, MODELS, given.over(of_data), weights, download)
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = given.channels or own.channels or (first.in_channels if first is not None else spec.shape[0])
+    takes = given.over(own).over(of_data).for_channels(channels if channels in (1, 3) else spec.shape[0])
+    return Classifier(network, name, spec.num_classes, takes.img_size, takes.mean, takes.std)
+
+
+def given_format(values: Namespace, role: str) -> InputFormat:
+    """What the flags say of the images that the teacher, the student or the model takes."""
+    size, channels, mean, std = (getattr(values, f"{role}_{each.name}", None) for each in fields(InputFormat))
+    return InputFormat(pair(size) if size else None, channels, mean and tuple(mean), std and tuple(std))
 
 
 # Flags of main.py by (method, data set, teacher); None stands for any. Later rows win. CIFAR's are the paper's and the

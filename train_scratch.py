@@ -14,7 +14,17 @@ from pathlib import Path
 import registry
 from datafree import files
 from datafree.cli import resume
-from datafree.cli.flags import DataConfig, MachineConfig
+from datafree.cli.flags import (
+    NETWORKS,
+    Channels,
+    DataConfig,
+    MachineConfig,
+    Sizes,
+    channels_knob,
+    mean_knob,
+    size_knob,
+    std_knob,
+)
 from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.configuration import knob
@@ -23,7 +33,7 @@ from datafree.data.specs import DatasetSpec, Images, TensorImages
 from datafree.engine import device
 from datafree.engine.device import Compute
 from datafree.engine.evaluation import Score, percentage_equal, predict
-from datafree.engine.probe import check_answers
+from datafree.engine.probe import fitted
 from datafree.engine.randomness import Streams, initialising
 from datafree.engine.training import Training
 from datafree.errors import UserError, check_weights_finite
@@ -36,7 +46,11 @@ from datafree.runs.run import Run, opened
 class TaskConfig(DataConfig):
     """What is trained."""
 
-    model: str = knob("resnet20", "a model of registry.py", unit="MODEL")
+    model: str = knob("resnet20", NETWORKS, unit="MODEL")
+    model_img_size: Sizes = size_knob("model")
+    model_channels: int | None = channels_knob("model")
+    model_mean: Channels = mean_knob("model")
+    model_std: Channels = std_knob("model")
     output: Path | None = knob(
         None, "where the checkpoint goes (default: checkpoints/pretrained/<dataset>_<model>.pth)", unit="FILE"
     )
@@ -54,9 +68,9 @@ def main(argv: list[str]) -> None:
     values.precision = compute.precision  # a resumption must not choose another
     path = resume.run_path(parser, values, folder_name("scratch", spec.name, values.model, values.tag))
     with initialising(values.seed, "student"):
-        model = compute.place(registry.classifier(values.model, spec))
-    check_answers(model, f"model {values.model}", spec.img_size, compute, values.batch_size)
-    report = [*parser.grouped(values), f"runs on: {compute}", f"writes to: {path}, {values.output}"]
+        model = registry.classifier(values.model, spec, registry.given_format(values, "model"))
+    remarks = fitted(model, f"model {values.model}", spec.shape, compute, values.batch_size)
+    report = [*parser.grouped(values), f"runs on: {compute}", f"writes to: {path}, {values.output}", *remarks]
     if values.dry_run:
         print("\n".join(report))
         return
@@ -112,6 +126,7 @@ def leave(values: Namespace, spec: DatasetSpec, model: Classifier, run: Run) -> 
     """The trained network, where main.py looks for it and in the run folder; the summary."""
     content = {"state_dict": model.state_dict(), "arch": values.model, "dataset": spec.name}
     content |= {"num_classes": spec.num_classes, "accuracy": run.progress.score.accuracy}
+    content |= {"input_format": model.input_format}
     content |= {"epochs": values.epochs, "seed": values.seed}
     values.output.parent.mkdir(parents=True, exist_ok=True)
     files.remove_unfinished(values.output.parent, [values.output.name])

@@ -17,7 +17,7 @@ from torch import nn
 
 from .cli.flags import LengthConfig, distillation_configs
 from .cli.resume import check_same
-from .configuration import plain, resolve
+from .configuration import described, plain, resolve
 from .data.augmentation import Augmentation, to_levels
 from .data.batch import Batch
 from .data.placement import choose_placement
@@ -26,16 +26,16 @@ from .data.specs import DatasetSpec, Images, TensorImages
 from .engine import device
 from .engine.context import Context
 from .engine.device import Compute
-from .engine.evaluation import Evaluation, Score
+from .engine.evaluation import Evaluation, Score, near_chance
 from .engine.frozen import folded, frozen
-from .engine.probe import check_answers
+from .engine.probe import fitted
 from .engine.randomness import Streams
 from .engine.student import Student
 from .errors import UserError
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
 from .models.classifier import Classifier
-from .runs.folder import folder_name
+from .runs.folder import OWN_FILES, folder_name
 from .runs.run import Run, opened
 from .targets import TARGETS, Targets, chosen
 
@@ -55,6 +55,7 @@ class Job:
     student: Student
     pool: ImagePool | None
     compiled: bool
+    remarks: list[str]  # for the log, from the look ahead
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -118,18 +119,18 @@ def evaluate(job: Job, run: Run, evaluation: Evaluation, epoch: int) -> dict[str
         fresh = TensorImages(to_levels(x), x.new_zeros(len(x)).long())
     score = evaluation.score(job.student.classifier, fresh)
     about = {"arch": job.values.student, "dataset": job.context.spec.name, "epoch": epoch}
-    about |= {"num_classes": job.context.spec.num_classes}
+    about |= {"num_classes": job.context.spec.num_classes, "input_format": job.student.classifier.input_format}
     run.scored(score, about | {"state_dict": job.student.classifier.state_dict()})
     return {"accuracy": score.accuracy, "agreement": score.agreement}
 
 
 def warn_if_at_chance(job: Job, run: Run, score: Score, epoch: int) -> None:
     """One line, at the first evaluation after a third of the epochs, if the student has learnt nothing until then."""
-    length, chance = job.length, 100 / job.context.spec.num_classes
+    length = job.length
     from_here = max(math.ceil(length.epochs / 3), length.warmup + 1)
     looks = min(length.epochs, math.ceil(from_here / length.eval_every) * length.eval_every)
     reached = score.agreement if score.accuracy is None else score.accuracy
-    if epoch == looks and reached < min(1.5 * chance, chance + (100 - chance) / 10):
+    if epoch == looks and near_chance(reached, job.context.spec.num_classes):
         run.folder.log(
             f"warning: the student is still near chance ({reached:.1f} %) - lower --lr, or raise --kd_steps; if the "
             "images in synthetic.png are all alike, the method needs more steps to make them"
@@ -141,10 +142,13 @@ def leave(job: Job, run: Run, evaluation: Evaluation) -> None:
     run.folder.save_array("generator_loss.npy", run.progress.generator_loss)
     left = job.method.finish()
     for name, content in {**left.files, **job.targets.files()}.items():
+        if name in OWN_FILES:
+            raise UserError(f"method {job.values.method} leaves a file {name}, as the run itself does", "rename it")
         run.folder.save(name, content)
     if left.remark:
         run.folder.log(left.remark)
-    about = {"accuracy_teacher": evaluation.accuracy_teacher, "agreement": run.progress.score.agreement}
+    about = {"accuracy_teacher": evaluation.accuracy_teacher, "confidence_teacher": evaluation.confidence_teacher}
+    about |= {"agreement": run.progress.score.agreement}
     about |= {"rounds": job.length.epochs * len(job.length.rounds), "images": 0 if job.pool is None else len(job.pool)}
     run.finish(about | left.summary)
 
@@ -175,12 +179,15 @@ def prepare(
     told = {
         name: plain(getattr(values, name, None)) for name in ("method", "dataset", "teacher", "student", "tag", "seed")
     }
-    answering = frozen(folded(teacher), compute)
+    answering = folded(teacher)
+    remarks = look_ahead(values, spec, teacher, student, compute)
+    answering.memory_format, answering.bf16 = teacher.memory_format, teacher.bf16
+    answering.to(compute.device, memory_format=teacher.memory_format)
     context = Context(
         spec=spec,
         teacher=frozen(teacher, compute),
-        answering=answering,
-        student=compute.place(student),
+        answering=frozen(answering, compute),
+        student=student,
         compute=compute,
         streams=streams,
         augmentation=Augmentation(values.crop_padding, spec.flip),
@@ -189,9 +196,8 @@ def prepare(
     learner = Student(context, Student.Config.of(values), length.steps)
     maker, aims = method(context, method.Config.of(values)), targets(context, targets.Config.of(values))
     pool = make_pool(values, maker, aims, context, length) if method.pooled else None
-    look_ahead(values, context, maker, aims)
     compiled = compute.compiles(values.compile, values.no_compile)
-    job = Job(values, length, context, maker, aims, learner, pool, compiled)
+    job = Job(values, length, context, maker, aims, learner, pool, compiled, [*remarks, *maker.remarks])
     if compiled:
         device.compile_networks([context.teacher, answering, student, *maker.busy, *aims.networks.values()])
     return job
@@ -202,7 +208,7 @@ def make_pool(values: Namespace, method: Method, targets: Targets, context: Cont
     if not method.images_a_round:
         what = f"method {values.method} does not say how many images it makes a round"
         raise UserError(what, "give it a knob synthesis_batch_size or a property images_a_round")
-    columns = {"images": image_column(context.spec.img_size)} | method.columns | targets.columns
+    columns = {"images": image_column(context.spec.shape)} | method.columns | targets.columns
     capacity = length.epochs * len(length.rounds) * method.images_a_round
     place = choose_placement(capacity, bytes_per_image(columns), context.compute.device, values.run_root)
     crops = context.streams["distillation"]
@@ -210,13 +216,12 @@ def make_pool(values: Namespace, method: Method, targets: Targets, context: Cont
     return ImagePool(capacity, columns, place, context.augmentation, crops, draws)
 
 
-def look_ahead(values: Namespace, context: Context, method: Method, targets: Targets) -> None:
-    """Raises UserError where a network cannot do its part, before anything is written."""
-    size, compute = context.spec.img_size, context.compute
-    check_answers(context.teacher, f"teacher {values.teacher_path or values.teacher}", size, compute)
-    check_answers(context.student, f"student {values.student}", size, compute, values.batch_size)
-    for name, network in targets.networks.items():
-        check_answers(network, f"the targets' network {name}", size, compute, method.images_a_round)
+def look_ahead(
+    values: Namespace, spec: DatasetSpec, teacher: Classifier, student: Classifier, compute: Compute
+) -> list[str]:
+    """Both on the device, with lines for the log. Raises UserError where one cannot do its part."""
+    asked = fitted(teacher, f"teacher {values.teacher_path or values.teacher}", spec.shape, compute)
+    return asked + fitted(student, f"student {values.student}", spec.shape, compute, values.batch_size)
 
 
 def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, Any], remarks: Sequence[str]) -> None:
@@ -229,8 +234,8 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
     with opened(path, job.values, config, remarks, job.parts, compute, job.pool) as run:
         if run is not None:
             evaluation = Evaluation(job.context.teacher, images, compute)
-            if evaluation.accuracy_teacher is not None:
-                run.folder.log(f"teacher: {evaluation.accuracy_teacher:.2f} % of {len(images):,} test images")
+            for line in evaluation.about_teacher():
+                run.folder.log(line)
             loop(job, run, evaluation)
 
 
@@ -288,8 +293,7 @@ def distil(
     if values.resume:
         check_same(values, path, configs, "datafree.distil")
     job = prepare(values, spec, *networks, method, compute)
-    config = {"program": "datafree.distil", **{name: plain(value) for name, value in vars(values).items()}}
-    run_job(job, path, test, config, [job.sizes()])
+    run_job(job, path, test, described("datafree.distil", configs, values), [job.sizes(), *job.remarks])
     return path
 
 

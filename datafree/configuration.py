@@ -33,6 +33,7 @@ def knob(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     check: Callable[[Any], None] | None = None,
+    counts: tuple[int, ...] | None = None,
     unit: str | None = None,
     names: tuple[str, ...] = (),
     optional_value: bool = False,
@@ -46,12 +47,19 @@ def knob(
         low, high: the range, both ends included; ``above`` excludes its end. Of every item of a tuple.
         choices: the words it takes.
         check: raises ValueError for a value that it does not like.
+        counts: how many values it may have.
         unit: stands for the value in help.
         names: further names of the flag.
         optional_value: whether the flag may stand without a value, which makes it True.
         free: whether it changes no number, so that a resumed run may have another.
+
+    Raises:
+        ValueError: for a default of True, which nothing could switch off.
     """
+    if default is True:
+        raise ValueError("a flag cannot be on by itself: name its opposite, as in no_flip")
     told = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "check": check}
+    told |= {"counts": counts}
     return field(
         default=default, metadata=told | {"unit": unit, "names": names, "optional_value": optional_value, "free": free}
     )
@@ -109,6 +117,9 @@ def _check_type(each: Field, config: type, value: Any) -> None:
 def checked(each: Field, value: Any) -> Any:
     """The value. Raises ValueError where it is not one that the knob takes."""
     about = each.metadata
+    if about["counts"] and isinstance(value, tuple | list) and len(value) not in about["counts"]:
+        wanted = " or ".join(map(str, about["counts"]))
+        raise ValueError(f"{len(value)} values ({' '.join(map(str, value))}): {wanted} are wanted")
     for item in value if isinstance(value, tuple | list) else (value,):
         if about["choices"] and item not in about["choices"]:
             raise ValueError(f"invalid choice: {item!r} (choose from {', '.join(about['choices'])})")
@@ -149,6 +160,14 @@ def resolve(configs: Mapping[str, type[Config]], given: Mapping[str, Any], prese
     known = preset(argparse.Namespace(**values))
     values |= {name: value for name, value in known.items() if name in values and name not in given}
     return argparse.Namespace(**values)
+
+
+def described(program: str, configs: Mapping[str, type[Config]], values: argparse.Namespace) -> dict[str, Any]:
+    """For config.json: every value, and for whoever shows them the groups and defaults of their flags."""
+    groups = {title: [each.name for each in fields(config)] for title, config in configs.items()}
+    defaults = {each.name: plain(each.default) for config in configs.values() for each in fields(config)}
+    known = {name: plain(value) for name, value in vars(values).items()}
+    return {"program": program, **known, "groups": groups, "defaults": defaults}
 
 
 def plain(value: Any) -> Any:

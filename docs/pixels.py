@@ -34,8 +34,8 @@ class Pixels(Method):
 
     def sample(self, count, stream="pixels"):
         context, config, rng, best = self.context, self.config, self.context.streams[stream], Best()
-        size, device = context.spec.img_size, context.compute.device
-        x = (0.5 + 0.1 * torch.randn(count, 3, size, size, generator=rng, device=device)).requires_grad_()
+        device = context.compute.device
+        x = (0.5 + 0.1 * torch.randn(count, *context.spec.shape, generator=rng, device=device)).requires_grad_()
         y = torch.randint(context.spec.num_classes, (count,), generator=rng, device=device)
         adam = torch.optim.Adam([x], lr=config.lr_x)
         for _ in range(config.steps):

@@ -44,15 +44,18 @@ def main(argv: list[str]) -> None:
     print("| bound (1/255) | accuracy under P % | drop | under random signs % | synthetic images that change class % |")
     print("|---|---|---|---|---|")
     for bound in args.bounds:
-        P, changed = train(args, bound, run)
+        attack, changed = train(args, bound, run)
         with torch.no_grad(), run.compute.autocast():
-            shown = (perturb(P, real, bound / 255, run.teacher), (real + bound / 255 * signs).clamp(0, 1))
+            shown = (
+                perturb(attack.P.eval(), real, bound / 255, attack.normalise),
+                (real + bound / 255 * signs).clamp(0, 1),
+            )
             under_P, under_signs = (percentage_equal(run.teacher(x).argmax(1), truth) for x in shown)
         print(f"| {bound:g} | {under_P:.2f} | {clean - under_P:.2f} | {under_signs:.2f} | {changed:.1f} |", flush=True)
 
 
-def train(args: Namespace, bound: float, run: RunNetworks) -> tuple[torch.nn.Module, float]:
-    """P after its steps on fresh synthetic images, and the share (%) of further ones whose class it changes."""
+def train(args: Namespace, bound: float, run: RunNetworks) -> tuple[Attack, float]:
+    """The attack after P's steps on fresh images, and the share (%) of further ones whose class it changes."""
     streams = Streams(args.seed, run.compute.device)
     augmentation = Augmentation(run.config["crop_padding"], run.spec.flip)
     context = Context(run.spec, run.teacher, run.teacher, run.student, run.compute, streams, augmentation)
@@ -67,7 +70,7 @@ def train(args: Namespace, bound: float, run: RunNetworks) -> tuple[torch.nn.Mod
         x = augmentation(images(), streams["augmentation"])
         attack.train_step(x, context.answers(x))
     succeeded = torch.cat([attack.pair(images()).succeeded for _ in range(8)])
-    return attack.P.eval(), 100 * succeeded.float().mean().item()
+    return attack, 100 * succeeded.float().mean().item()
 
 
 if __name__ == "__main__":

@@ -30,10 +30,11 @@ from datafree.configuration import plain
 from datafree.data.augmentation import Augmentation
 from datafree.data.placement import Placement
 from datafree.data.pool import ImagePool
-from datafree.data.specs import DatasetSpec, TensorImages
+from datafree.data.specs import DatasetSpec, TensorImages, size_text
 from datafree.engine import device
 from datafree.engine.device import Compute
 from datafree.engine.evaluation import Evaluation
+from datafree.engine.probe import fitted
 from datafree.engine.randomness import Streams
 from datafree.engine.training import Training
 from datafree.methods.aeahl_rg import AeahlRg
@@ -63,7 +64,9 @@ def main(argv: list[str]) -> None:
     options = parsed(argv)
     values = flags_of_main(options, options.batch_size)
     spec, compute = registry.dataset_spec(values), device.choose(values.device, values.precision)
-    print(f"{values.teacher} > {values.student}, {spec.name} at {spec.img_size} pixels; {compute}", flush=True)
+    print(
+        f"{values.teacher} > {values.student}, {spec.name} at {size_text(spec.img_size)} pixels; {compute}", flush=True
+    )
     with tempfile.TemporaryDirectory() as folder:
         found = measured(values, spec, compute, options.repeats, Path(folder) / "1")
         print(report(found), flush=True)
@@ -109,7 +112,7 @@ def random_classifier(name: str, spec: DatasetSpec) -> Classifier:
     classifier = registry.classifier(name, spec)
     with torch.no_grad():
         for _ in range(10):
-            classifier.network.train()(torch.randn(16, 3, spec.img_size, spec.img_size))
+            classifier.network.train()(torch.randn(16, *spec.shape))
     return classifier
 
 
@@ -117,7 +120,7 @@ def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: in
     """Everything, at one batch size."""
     device.reset_peak_memory(compute.device)
     teacher, student = (random_classifier(name, spec) for name in (values.teacher, values.student))
-    measures = floors(teacher.network, student.network, values, spec.img_size, compute.device)
+    measures = floors(teacher.network, student.network, values, spec.shape, compute.device)
     measures["train"] = training(copy.deepcopy(teacher), values, compute, spec)
     measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
     job = api.prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute)
@@ -153,13 +156,13 @@ def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: in
 
 def hot_path(job: api.Job, folder: RunFolder) -> dict[str, Measure]:
     """What main.py runs, cut into pieces to be measured one by one; the job's state moves on with every call."""
-    values, compute, size = job.values, job.context.compute, job.context.spec.img_size
-    shape = (TEST_IMAGES, 3, size, size)
+    values, compute, one = job.values, job.context.compute, job.context.spec.shape
+    shape = (TEST_IMAGES, *one)
     test = TensorImages(torch.randint(256, shape).to(torch.uint8), torch.zeros(TEST_IMAGES).long())
     evaluation, pool = Evaluation(job.context.teacher, test, compute), filled_pool(job, 1000)
     snapshot = Snapshot(folder.path, job.parts, job.pool)
     run = Run(folder, snapshot, job.length.epochs, compute)
-    images = torch.rand(values.synthesis_batch_size, 3, size, size, device=compute.device)
+    images = torch.rand(values.synthesis_batch_size, *one, device=compute.device)
 
     def learn() -> None:
         job.student.learn(pool, job.targets, values.kd_steps)
@@ -195,11 +198,11 @@ def hot_path(job: api.Job, folder: RunFolder) -> dict[str, Measure]:
 def training(classifier: Classifier, values: Namespace, compute: Compute, spec: DatasetSpec) -> Measure:
     """An epoch of train_scratch.py over TRAIN_STEPS batches of random images."""
     count = TRAIN_STEPS * values.batch_size
-    shape = (count, 3, spec.img_size, spec.img_size)
+    shape = (count, *spec.shape)
     images = TensorImages(torch.randint(256, shape).to(torch.uint8), torch.zeros(count).long())
     config = Training.Config(batch_size=values.batch_size, epochs=1, lr=1e-3)
     augmentation, streams = Augmentation(values.crop_padding, spec.flip), Streams(0, compute.device)
-    classifier = compute.place(classifier)
+    fitted(classifier, "model", spec.shape, compute, values.batch_size)
     return Training(classifier, images.to(compute.device), config, augmentation, compute, streams).epoch
 
 

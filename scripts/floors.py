@@ -74,9 +74,11 @@ class _PlainUpsampledConv(UpsampledConv):
         return F.conv2d(F.interpolate(x, scale_factor=2), self.weight, padding=1)
 
 
-def plain_generator(nz: int, ngf: int, img_size: int) -> ReusableGenerator:
+def plain_generator(nz: int, ngf: int, shape: tuple[int, int, int]) -> ReusableGenerator:
     """G as one would write it first: nearest up-sampling, then a 3x3 convolution. Same parameters, same result."""
-    generator = ReusableGenerator(*(GenerativeNetwork(nz, ngf, img_size) for _ in range(2)), Decoder())
+    generator = ReusableGenerator(
+        *(GenerativeNetwork(nz, ngf, shape[1:], shape[0]) for _ in range(2)), Decoder(shape[0])
+    )
     for module in generator.modules():
         if type(module) is UpsampledConv:
             module.__class__ = _PlainUpsampledConv
@@ -155,12 +157,12 @@ def unit(resnet18: nn.Module, device: torch.device) -> Measure:
 
 
 def floors(
-    teacher: nn.Module, student: nn.Module, values: Namespace, img_size: int, device: torch.device
+    teacher: nn.Module, student: nn.Module, values: Namespace, shape: tuple[int, int, int], device: torch.device
 ) -> dict[str, Measure]:
     """All floors for a pair of networks that take normalised images, by name."""
     teacher, student = teacher.to(device), student.to(device)
-    x = torch.randn(values.batch_size, 3, img_size, img_size, device=device)
-    generator = plain_generator(values.nz, values.ngf, img_size)
+    x = torch.randn(values.batch_size, *shape, device=device)
+    generator = plain_generator(values.nz, values.ngf, shape)
     return {
         "floor_kd": floor_kd(teacher, student, x),
         "floor_synth": floor_synth(teacher, student, generator, values.synthesis_batch_size, values.g_steps),

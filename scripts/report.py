@@ -29,8 +29,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     reports = [examine(path, registry) for path in args.runs]
     for report in [] if args.no_tensorboard else reports:
-        state = "" if report.run.complete else ", not complete"
-        print(f"{report.run.path / 'tensorboard'}: {write_board(report)} figures{state}")
+        state = "" if report.run.complete else " (the run is not complete)"
+        print(f"TensorBoard: {write_board(report)} figures added to {report.run.path / 'tensorboard'}{state}")
     pages = {args.output: reports} if args.output else {report.run.path / REPORT_FILE: [report] for report in reports}
     for file, content in pages.items():
         text = page(content).encode(errors="xmlcharrefreplace")

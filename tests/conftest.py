@@ -89,7 +89,7 @@ def small_teacher(seed: int = 1, **how) -> Classifier:
 
 
 def small_generator(seed: int = 0) -> ReusableGenerator:
-    return build_generator(seed, NZ, NGF, SIZE)
+    return build_generator(seed, NZ, NGF, (3, SIZE, SIZE))
 
 
 def small_spec(flip: bool = True, size: int = SIZE) -> DatasetSpec:

@@ -18,12 +18,12 @@ from conftest import (
     small_generator,
     small_teacher,
     state_of,
-    user_error,
 )
 
 from datafree.engine.randomness import Streams
 from datafree.methods import inversion
 from datafree.methods.aeahl_rg import MODES, AeahlRg
+from datafree.methods.priors import WITHOUT_STATISTICS
 from datafree.models.classifier import Classifier
 
 B, K, LR_G, LR_Z, FACTOR = 6, 3, 1e-2, 5e-2, 0.1
@@ -60,8 +60,8 @@ def method(context=None, **changes):
 
 def takes(classifier, x):
     """What a classifier's network is given of pixels."""
-    if x.shape[-1] != classifier.img_size:
-        x = F.interpolate(x, (classifier.img_size,) * 2, mode="bilinear", antialias=True)
+    if x.shape[-2:] != classifier.img_size:
+        x = F.interpolate(x, classifier.img_size, mode="bilinear", antialias=True)
     return (x - classifier.mean) / classifier.std
 
 
@@ -163,7 +163,7 @@ def test_rounds_are_those_by_hand_and_fomaml_steps_adam_on_the_sum_of_the_gradie
         for name, values in (terms | {"loss_generator": losses}).items():
             assert read.pop(name) == pytest.approx(values, rel=1e-3), name
         assert not read and (min(terms["loss_adv"]) < 0) == (number > 1)
-        torch.testing.assert_close(subject.statistics.average, average, rtol=2e-3, atol=1e-4)
+        torch.testing.assert_close(subject.priors.statistics.average, average, rtol=2e-3, atol=1e-4)
         assert_close_by_name(meta_gradients[-1], summed)
         after = parameters_of(subject.generator)
         for name, gradient in meta_gradients[-1].items():
@@ -241,20 +241,20 @@ def test_in_warm_up_and_with_weight_zero_the_student_plays_no_part(warmup, adv):
     assert torch.equal(images, method().synthesize(warmup=True).images)
 
 
-def test_a_teacher_without_batch_norm_works_with_bn_weight_zero_alone():
-    def bare():
-        return context_of(teacher=small_teacher(batch_norm=False))
-
-    with user_error("BatchNorm", "--bn 0"):
-        method(bare())
-    subject = method(bare(), bn=0.0)
+def test_a_teacher_without_batch_norm_is_inverted_with_other_priors_which_the_log_names():
+    subject = method(context_of(teacher=small_teacher(batch_norm=False)), tv=0.7)
     before = parameters_of(subject.generator)
     for _ in range(2):
         subject.synthesize(warmup=False)
         means = subject.context.read().means()
-        assert means["loss_bn"] == 0 and means["loss_oh"] > 0
-        assert means["loss_generator"] == pytest.approx(0.5 * means["loss_oh"] + 1.3 * means["loss_adv"])
+        assert "loss_bn" not in means and min(means[f"loss_{name}"] for name in ("tv", "l2", "oh")) > 0
+        by_hand = 0.7 * means["loss_tv"] + WITHOUT_STATISTICS["l2"] * means["loss_l2"]
+        assert means["loss_generator"] == pytest.approx(by_hand + 0.5 * means["loss_oh"] + 1.3 * means["loss_adv"])
     assert not same_state(parameters_of(subject.generator), before)
+    assert subject.remarks == [
+        "priors: tv 0.7, l2 0.1 (the teacher has no BatchNorm statistics and no attention layers)"
+    ]
+    assert method(context_of()).remarks == ["priors: bn 10"]
 
 
 def test_the_stream_synthesis_alone_decides_a_round():
@@ -340,7 +340,9 @@ def test_a_score_is_the_inversion_loss_of_one_network_in_train_mode_beside_unifo
     subject.generator.g2 = small_generator(seed=77).g2
     again = subject.score()
     assert again["g1"] == found["g1"] and again["g2"] != found["g2"]
-    assert sum(len(module._forward_pre_hooks) for module in teacher.modules()) == 2  # those of the rounds
+    assert sum(len(module._forward_pre_hooks) for module in teacher.modules()) == (
+        2 if weights["bn"] else 0
+    )  # those of the rounds
 
 
 @pytest.mark.parametrize("pick", ["score", "g1", "g2"])
@@ -362,5 +364,5 @@ def test_the_network_of_the_lower_score_is_left_unless_one_is_named_with_recalib
         content, network = left.files[file], getattr(expected, part)
         assert same_state(content["state_dict"], state_of(network))
         assert content["kind"] == ("decoder" if part == "d" else "generative_network")
-        assert content["config"] == ({"img_size": SIZE} if part == "d" else network.config)
+        assert content["config"] == ({"img_size": (SIZE, SIZE), "channels": 3} if part == "d" else network.config)
         assert content["origin"] == {"mode": "anew"} | ({} if part == "d" else {"part": part})

@@ -7,10 +7,11 @@ from dataclasses import fields
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BF16, FP32, SIZE, same_state, small_context, small_teacher, state_of
+from conftest import BF16, FP32, SIZE, same_state, small_context, small_teacher, state_of, user_error
 
 from datafree.data.augmentation import to_levels, to_pixels
 from datafree.data.batch import Batch
+from datafree.models.classifier import Normalise
 from datafree.targets.attack import Attack, Pair, attack_loss, perturb, swap
 
 NORMALISATIONS = [((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), ((0.1, 0.6, 0.9), (0.05, 0.7, 3.0))]
@@ -32,6 +33,7 @@ def attack(compute=FP32, strength=1.0, teacher=None, **changes):
         teacher.network.fc.bias -= teacher(torch.rand(200, 3, SIZE, SIZE, generator=stream())).mean(0)
     made = Attack(small_context(teacher, compute=compute), Attack.Config(**{"p_width": 4} | changes))
     made.P.layers[-1].weight.data *= strength
+    made.observed = True
     return made
 
 
@@ -40,15 +42,15 @@ def attack(compute=FP32, strength=1.0, teacher=None, **changes):
 
 @pytest.mark.parametrize(("mean", "std"), NORMALISATIONS)
 def test_perturb_is_the_clamped_sum_of_pixels_and_what_p_makes_of_normalised_ones(mean, std):
-    teacher, x, bound, seen = small_teacher(mean=mean, std=std), pixels(2), 10 / 255, []
+    normalise, x, bound, seen = Normalise(mean, std), pixels(2), 10 / 255, []
     before, wave = x.clone(), torch.sin(torch.arange(x.numel())).view_as(x)
-    found = perturb(lambda given: seen.append(given) or wave, x, bound, teacher)
+    found = perturb(lambda given: seen.append(given) or wave, x, bound, normalise)
     by_hand = [
         min(max(a + bound * b, 0.0), 1.0) for a, b in zip(x.flatten().tolist(), wave.flatten().tolist(), strict=True)
     ]
     assert found.flatten().tolist() == pytest.approx(by_hand, abs=1e-6)
-    torch.testing.assert_close(seen[0], (x - teacher.mean) / teacher.std)
-    unchanged = perturb(torch.zeros_like, x, bound, teacher)
+    torch.testing.assert_close(seen[0], (x - normalise.mean) / normalise.std)
+    unchanged = perturb(torch.zeros_like, x, bound, normalise)
     assert torch.equal(unchanged, x) and torch.equal(unchanged.fill_(7) * 0 + x, before)
 
 
@@ -193,6 +195,18 @@ def test_attacked_samples_keep_the_clean_label_and_get_the_teachers_logits_on_wh
     torch.testing.assert_close(lesson.teacher_logits, teacher(lesson.images))
     assert pa < 1 or (lesson.labels != lesson.teacher_logits.argmax(1)).any()
     assert made.context.read().means()["attacked_rate"] == pytest.approx(attacked.float().mean().item())
+
+
+def test_a_method_that_shows_the_attack_nothing_is_told_so():
+    made = attack()
+    made.observed = False
+    with user_error("no images to learn from", "context.observe"):
+        made.lesson(Batch(pixels(2)))
+    made.train_step(pixels(4), made.context.answers(pixels(4)))
+    restored = attack()
+    restored.observed = False
+    restored.load_state_dict(made.state_dict())
+    assert made.observed and restored.observed
 
 
 def test_restored_attack_goes_on_as_if_uninterrupted():

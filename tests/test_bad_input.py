@@ -86,9 +86,14 @@ MAIN = [
     ("--dataset imagefolder:{given}/absent", "give --num_classes"),
     ("--dataset imagefolder:{given}/empty", "neither train/ nor val/"),
     ("--dataset imagefolder:{given}/no-classes", "no class folders"),
-    (PETS + "--img_size 30 --teacher_path {given}/resnet8-3.pth", "multiple of 4"),
+    (PETS + "--img_size 8 8 8 --teacher_path {given}/resnet8-3.pth", "1 or 2 are wanted"),
+    (PETS + "--mean 0.1 0.2 --teacher_path {given}/resnet8-3.pth", "1 or 3 are wanted"),
+    ("--teacher_channels 2", "neither 1 nor 3"),
     (PETS + "--img_size 4 --teacher vgg8 --teacher_path {given}/vgg8-3.pth", "4x4 pixels"),
-    (PETS + "--img_size 4 --teacher_path {given}/resnet8-3.pth --batch_size 1", "batches of 1 images of 4x4 pixels"),
+    (
+        PETS + "--img_size 4 --teacher_path {given}/resnet8-3.pth --batch_size 1",
+        "batches of 1 colour images of 4x4 pixels",
+    ),
     # run folders
     ("--run_root {given}/a-file", "cannot write"),
     ("--run_root " + LONG_NAME, "File name too long"),

@@ -24,7 +24,7 @@ def test_measures_take_turns_and_the_warm_up_does_not_count():
 
 
 def test_the_plain_generator_is_the_real_one_with_its_up_samplings_written_out():
-    real, plain = small_generator(), plain_generator(NZ, NGF, SIZE)
+    real, plain = small_generator(), plain_generator(NZ, NGF, (3, SIZE, SIZE))
     plain.load_state_dict(real.state_dict())
     z = torch.randn(3, NZ)
     torch.testing.assert_close(plain.eval()(z), real.eval()(z))
@@ -35,7 +35,7 @@ def test_floors_move_copies_and_leave_the_networks_alone():
     teacher, student = small_network(1), small_network(2)
     before = state_of(teacher), state_of(student)
     x = torch.randn(4, 3, SIZE, SIZE)
-    generator = plain_generator(NZ, NGF, SIZE)
+    generator = plain_generator(NZ, NGF, (3, SIZE, SIZE))
     made = state_of(generator)
     for floor in (
         floor_kd(teacher, student, x),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import CLASSES, MEAN, SIZE, STD, same_state, small_classifier, small_network, state_of, user_error
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from datafree.models.classifier import Classifier
 
@@ -20,7 +21,9 @@ def test_pixels_are_normalised_channel_by_channel_before_the_network_sees_them()
     by_hand = torch.stack([(x[:, c].double() - MEAN[c]) / STD[c] for c in range(3)], 1)
     normalised = model.normalise(x)
     torch.testing.assert_close(normalised.double(), by_hand, rtol=1e-6, atol=1e-6)
-    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    assert normalised.is_contiguous()
+    model.memory_format = torch.channels_last
+    assert model.normalise(x).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(model(x), small_network(1).eval()(by_hand.float()))
 
 
@@ -59,7 +62,8 @@ def many_close_logits():
 
 @pytest.mark.parametrize("copied", [False, True])
 def test_under_bf16_autocast_the_predicted_classes_are_those_of_an_fp32_head_on_the_same_features(copied):
-    model, x = wrapped(many_close_logits()).eval(), torch.rand(64, 3, SIZE, SIZE)
+    model = Classifier(many_close_logits(), "own", 1000, SIZE, MEAN, STD).eval()
+    x = torch.rand(64, 3, SIZE, SIZE)
     model = copy.deepcopy(model) if copied else model
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits, features = model.features(x)
@@ -79,7 +83,7 @@ def test_a_copy_is_independent():
         for parameter in other.parameters():
             parameter.add_(1)
     assert same_state(state_of(model), before) and other.head is other.network.fc is not model.head
-    assert (other.name, other.num_classes, other.img_size) == ("small", CLASSES, SIZE)
+    assert (other.name, other.num_classes, other.img_size) == ("small", CLASSES, (SIZE, SIZE))
 
 
 class OwnNetwork(nn.Module):
@@ -114,7 +118,7 @@ def test_features_come_from_a_users_network_without_a_special_forward_and_leave_
 def test_a_network_whose_features_cannot_be_read_is_the_users_to_mend():
     class Skipping(OwnNetwork):
         def forward(self, x):
-            return self.stem(x.flatten(1))
+            return self.stem(x.flatten(1))[:, :CLASSES]
 
     with user_error("forward of own does not call its last nn.Linear"):
         wrapped(Skipping()).features(torch.rand(1, 3, SIZE, SIZE))
@@ -124,3 +128,85 @@ def test_a_network_whose_features_cannot_be_read_is_the_users_to_mend():
     assert headless.head is None and logits.shape == (1, CLASSES) and logits.dtype == torch.float32
     with user_error("own has no nn.Linear"):
         headless.features(torch.rand(1, 3, SIZE, SIZE))
+
+
+class Answering(nn.Module):
+    """Logits in one of the dresses that networks give them."""
+
+    def __init__(self, dress):
+        super().__init__()
+        self.inner, self.dress = small_network(1), dress
+
+    def forward(self, x):
+        return self.dress(self.inner(x), x)
+
+
+class Output:
+    """As transformers' models give it."""
+
+    def __init__(self, logits):
+        self.logits, self.hidden_states = logits, None
+
+
+DRESSES = {
+    "a tuple, features first": lambda logits, x: (x, logits),
+    "a list with an auxiliary head behind": lambda logits, x: [logits, 2 * logits],
+    "a dict of logits": lambda logits, x: {"features": x.mean((2, 3)), "logits": logits},
+    "a dict of another name": lambda logits, x: {"features": x, "out": logits},
+    "an object": lambda logits, x: Output(logits),
+    "a map of one pixel": lambda logits, x: logits[:, :, None, None],
+    "a tuple of such a map": lambda logits, x: (x, logits[:, :, None, None]),
+}
+
+
+@pytest.mark.parametrize("dress", DRESSES.values(), ids=DRESSES)
+def test_logits_are_found_in_whatever_a_network_returns(dress):
+    model, x = wrapped(Answering(dress)).eval(), torch.rand(4, 3, SIZE, SIZE)
+    assert torch.equal(model(x), wrapped(small_network(1)).eval()(x))
+
+
+NO_LOGITS = {
+    "other classes": (
+        lambda logits, x: logits[:, 1:],
+        f"own answers a tensor (2, {CLASSES - 1}), not logits of {CLASSES}",
+    ),
+    "a dense map": (lambda logits, x: logits[:, :, None, None].expand(-1, -1, 2, 2), f"a tensor (2, {CLASSES}, 2, 2)"),
+    "a tuple of others": (lambda logits, x: (x.mean(1), None), f"a tuple of (2, {SIZE}, {SIZE}), NoneType"),
+    "nothing": (lambda logits, x: None, "own answers a NoneType"),
+}
+
+
+@pytest.mark.parametrize(("dress", "words"), NO_LOGITS.values(), ids=NO_LOGITS)
+def test_what_holds_no_logits_is_described(dress, words):
+    with user_error(words):
+        wrapped(Answering(dress))(torch.rand(2, 3, SIZE, SIZE))
+
+
+def test_grey_and_colour_images_become_what_the_network_takes():
+    colours, grey = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
+    luma = (0.299 * colours[:, 0] + 0.587 * colours[:, 1] + 0.114 * colours[:, 2])[:, None]
+    of_grey = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 5)), "own", 5, 4, (0.5,), (0.25,))
+    of_colours = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), "own", 5, 4, (0.5,) * 3, (0.25,) * 3)
+    assert (of_grey.channels, of_colours.channels) == (1, 3)
+    torch.testing.assert_close(of_grey.normalise(colours), (luma - 0.5) / 0.25)
+    torch.testing.assert_close(of_colours.normalise(grey), ((grey - 0.5) / 0.25).expand(2, 3, 4, 4))
+
+
+def test_sizes_that_are_not_square_are_heights_and_widths():
+    model = Classifier(small_network(1), "own", CLASSES, (6, 9), MEAN, STD)
+    assert model.normalise(torch.rand(2, 3, 4, 4)).shape == (2, 3, 6, 9)
+
+
+def test_the_head_may_be_a_convolution_and_features_are_then_its_input_averaged_over_the_map():
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+    network = nn.Sequential(body, nn.Conv2d(6, CLASSES, 1), nn.AdaptiveAvgPool2d(1))
+    model, x = wrapped(network), torch.rand(2, 3, SIZE, SIZE)
+    logits, features = model.features(x)
+    assert model.head is network[1]
+    torch.testing.assert_close(features, body(model.normalise(x)).mean((2, 3)))
+    torch.testing.assert_close(logits, F.linear(features, model.head.weight.flatten(1), model.head.bias))
+
+
+def test_frozen_batch_norm_counts_as_what_remembers_statistics():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False))
+    assert wrapped(network).norm_layers == [network[1]]

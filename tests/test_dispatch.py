@@ -30,7 +30,7 @@ def operations(with_L_bn):
     context = small_context(frozen(teacher, FP32), student)
     method = AeahlRg(context, AeahlRg.Config(synthesis_batch_size=2, g_steps=1, nz=8, ngf=2))
     if not with_L_bn:
-        method.statistics.remove()
+        method.priors.remove()
     method.synthesize(warmup=False)  # what is done once, and the average of BN statistics
     with Counter() as counter:
         method.synthesize(warmup=False)

@@ -209,4 +209,10 @@ def test_the_status_names_process_and_epoch_and_of_a_failure_the_message(path):
 
 
 def test_a_folders_name_has_the_last_name_of_each_path_in_it():
-    assert folder_name("anew", "imagefolder:/data/pets/", "a/b.py", None, "tag") == "anew-pets-b.py-tag"
+    assert (
+        folder_name("anew", "imagefolder:/data/pets/", "a/b.py:net,depth=20", None, "tag")
+        == "anew-pets-b-net-depth=20-tag"
+    )
+    assert folder_name("anew", "timm:vit,img_size=32", "hf:ORG/NAME", "hf:../a b/") == (
+        "anew-timm-vit-img_size=32-hf-NAME-hf-a-b"
+    )

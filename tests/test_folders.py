@@ -114,7 +114,7 @@ def test_imagefolder_finds_its_classes_and_numbers_train_and_val_alike(tmp_path)
     write_classes(tmp_path, ["cat", "dog", "eel"])
     (tmp_path / "train" / ".cache").mkdir()
     spec = imagefolder_spec(tmp_path, 16, HALF, HALF)
-    assert (spec.name, spec.num_classes, spec.img_size, spec.flip) == (f"imagefolder:{tmp_path}", 3, 16, True)
+    assert (spec.name, spec.num_classes, spec.img_size, spec.flip) == (f"imagefolder:{tmp_path}", 3, (16, 16), True)
     for train in (True, False):
         images = spec.load(tmp_path / "elsewhere", train, False)
         images.workers = 0

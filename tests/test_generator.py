@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SIZE, small_generator, user_error
+from conftest import SIZE, small_generator
 
 from datafree.methods.aeahl_rg import build_generator
 from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv
@@ -60,7 +60,7 @@ def generate_by_hand(g, z, training):
         return F.batch_norm(x, *kept, state[f"{name}.weight"], state[f"{name}.bias"], training)
 
     x = z @ state["l1.0.weight"].T + state["l1.0.bias"]
-    x = x.view(len(z), -1, g.config["img_size"] // 4, g.config["img_size"] // 4)
+    x = x.view(len(z), -1, g.config["img_size"][0] // 4, g.config["img_size"][1] // 4)
     x = norm(x, "conv_blocks.0")
     x = F.conv2d(F.interpolate(x, scale_factor=2), state["conv_blocks.2.weight"], padding=1)
     x = F.leaky_relu(norm(x, "conv_blocks.3"), 0.2)
@@ -101,17 +101,24 @@ def test_decoder_is_the_specified_chain_of_layers():
 
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_images_have_the_asked_size_and_lie_in_0_1(size):
-    G = build_generator(seed=0, nz=5, ngf=2, img_size=size).eval()
+    G = build_generator(seed=0, nz=5, ngf=2, shape=(3, size, size)).eval()
     with torch.no_grad():
         for x in (G(torch.randn(2, 5)), G.g1(torch.randn(2, 5)), G(1e3 * torch.randn(2, 5))):
             assert x.shape == (2, 3, size, size) and x.dtype == torch.float32
             assert x.min() >= 0 and x.max() <= 1 and x.std() > 0
 
 
-def test_a_size_that_cannot_be_halved_often_enough_is_the_users_mistake():
-    for size, multiple in ((2, 4), (30, 4), (66, 32), (225, 32)):
-        with user_error(f"size {size} is not a multiple of {multiple}"):
-            GenerativeNetwork(5, 2, size)
+@pytest.mark.parametrize(
+    ("size", "grid", "first"),
+    [(2, (1, 1), (4, 4)), (30, (8, 8), (32, 32)), (84, (3, 3), (96, 96)), ((20, 33), (5, 9), (20, 36))],
+)
+def test_a_size_that_cannot_be_halved_often_enough_is_the_middle_of_the_next_that_can(size, grid, first):
+    g, z = GenerativeNetwork(5, 2, size, channels=1).eval(), torch.randn(2, 5)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    whole = g.conv_blocks(g.l1(z).view(2, 4, *grid))
+    top, left = (first[0] - height) // 2, (first[1] - width) // 2
+    assert g.grid == grid and whole.shape == (2, 1, *first)
+    assert torch.equal(g(z), whole[:, :, top : top + height, left : left + width])
 
 
 def test_generator_decodes_the_mean_of_both_networks_on_the_same_noise_whatever_their_widths():

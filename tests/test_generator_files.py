@@ -7,6 +7,7 @@ from conftest import NGF, NZ, SIZE, same_state, small_generator, state_of, user_
 from datafree.methods.aeahl_rg import build_generator
 from datafree.models.generator_files import files_in, part
 
+SHAPE = (3, SIZE, SIZE)
 ORIGIN = {"mode": "anew", "dataset": "small", "teacher": "t", "student": "s", "tag": None, "seed": 3}
 
 
@@ -23,13 +24,13 @@ def left(tmp_path):
 
 
 def build(folder, nz=NZ, ngf=NGF, img_size=SIZE):
-    return build_generator(9, nz, ngf, img_size, *files_in(folder))
+    return build_generator(9, nz, ngf, (3, img_size, img_size), *files_in(folder))
 
 
 def test_the_next_task_gets_the_kept_network_as_g2_in_its_own_width_with_d_and_a_new_g1(left, tmp_path):
     found = build(tmp_path, ngf=NGF + 3)
     assert same_state(state_of(found.g2), state_of(left.g1)) and same_state(state_of(found.d), state_of(left.d))
-    assert same_state(state_of(found.g1), state_of(build_generator(9, NZ, NGF + 3, SIZE).g1))
+    assert same_state(state_of(found.g1), state_of(build_generator(9, NZ, NGF + 3, SHAPE).g1))
     assert (found.g1.config["ngf"], found.g2.config["ngf"]) == (NGF + 3, NGF)
     assert found(torch.randn(2, NZ)).shape == (2, 3, SIZE, SIZE)
 
@@ -37,17 +38,17 @@ def test_the_next_task_gets_the_kept_network_as_g2_in_its_own_width_with_d_and_a
 def test_another_length_of_the_noise_or_size_of_the_images_is_named(left, tmp_path):
     with user_error("gan_reuse.pth", f"nz {NZ}", f"not {NZ + 1}"):
         build(tmp_path, nz=NZ + 1)
-    with user_error("gan_reuse.pth", f"img_size {SIZE}", f"not {2 * SIZE}"):
+    with user_error("gan_reuse.pth", f"img_size {SIZE}x{SIZE}", f"not {2 * SIZE}x{2 * SIZE}"):
         build(tmp_path, img_size=2 * SIZE)
-    with user_error("decoder.pth", f"img_size {SIZE}", f"not {2 * SIZE}"):
-        build_generator(0, NZ, NGF, 2 * SIZE, None, tmp_path / "decoder.pth")
+    with user_error("decoder.pth", f"img_size {SIZE}x{SIZE}", f"not {2 * SIZE}x{2 * SIZE}"):
+        build_generator(0, NZ, NGF, (3, 2 * SIZE, 2 * SIZE), None, tmp_path / "decoder.pth")
 
 
 def test_swapped_files_are_told_apart(left, tmp_path):
     with user_error("decoder.pth", "holds a decoder"):
-        build_generator(0, NZ, NGF, SIZE, tmp_path / "decoder.pth", tmp_path / "gan_reuse.pth")
+        build_generator(0, NZ, NGF, SHAPE, tmp_path / "decoder.pth", tmp_path / "gan_reuse.pth")
     with user_error("gan_reuse.pth", "holds a generative_network"):
-        build_generator(0, NZ, NGF, SIZE, None, tmp_path / "gan_reuse.pth")
+        build_generator(0, NZ, NGF, SHAPE, None, tmp_path / "gan_reuse.pth")
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,20 @@ def images(seed):
     return torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
+class AnyLogits(nn.Module):
+    """Of a network that gives something else."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x).flatten(1)[:, :1].expand(-1, CLASSES)
+
+
 def on_pixels(network):
     """A classifier that leaves pixels as they are."""
-    return Classifier(network, "own", CLASSES, SIZE, (0.0,) * 3, (1.0,) * 3).eval()
+    return Classifier(AnyLogits(network), "own", CLASSES, SIZE, (0.0,) * 3, (1.0,) * 3).eval()
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

@@ -112,8 +112,8 @@ CONFIG = " @dataclass(frozen=True)\n class Config(Method.Config):\n  %s: float =
 FILES = {
     "missing file": (None, "A", "a.py does not exist"),
     "no class named": (WHOLE, "", "a.py:CLASS"),
-    "missing class": (WHOLE, "B", "has no class B"),
-    "no Method": (METHOD + "class A: ...", "A", "has no class A on datafree.methods.base.Method"),
+    "missing class": (WHOLE, "B", "has nothing called 'B'"),
+    "no Method": (METHOD + "class A: ...", "A", "is no class on datafree.methods.base.Method"),
     "abstract": (METHOD + "class A(Method):\n def sample(self, count): ...", "A", "lacks synthesize"),
     "raises": ("x = 1\n1 / 0", "A", "cannot be run: ZeroDivisionError: division by zero"),
     "no Python": ("class A(:", "A", "cannot be run: SyntaxError"),

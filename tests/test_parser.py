@@ -30,8 +30,10 @@ def example_of(each, config):
     kind, items = kind_of(each, config)
     if kind is bool or each.metadata["optional_value"]:
         return []
-    words = {int: "2", float: "0.25", str: "30s", Path: "a"}[kind]
-    return [each.metadata["choices"][-1] if each.metadata["choices"] else words] * (1 if items is None else items or 2)
+    words = "1" if each.name.endswith("channels") else {int: "2", float: "0.25", str: "30s", Path: "a"}[kind]
+    return [each.metadata["choices"][-1] if each.metadata["choices"] else words] * (
+        1 if items is None else items or (each.metadata["counts"] or (2,))[-1]
+    )
 
 
 PARSERS = [("main.py", "soft"), ("main.py", "attack"), ("train_scratch.py", "soft")]
@@ -104,7 +106,9 @@ def test_a_flag_of_the_attack_is_refused_for_hard_labels_without_it():
 def test_help_shows_the_groups_of_the_chosen_targets_only():
     soft, attack = (parser_of(targets=targets).format_help() for targets in ("soft", "attack"))
     for text, there in ((soft, False), (attack, True)):
-        assert ("--pa" in text) is there and ("targets attack:" in text) is there and ("targets soft:" in text) != there
+        assert (
+            ("--pa " in text) is there and ("targets attack:" in text) is there and ("targets soft:" in text) != there
+        )
         assert "method aeahl_rg:" in text and "--adv ADV" in text
 
 

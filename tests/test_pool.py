@@ -10,8 +10,8 @@ from datafree.data.placement import Placement
 from datafree.data.pool import ImagePool, bytes_per_image, image_column
 
 COLUMNS = {
-    "images": image_column(4),
-    "twins": image_column(4),
+    "images": image_column((3, 4, 4)),
+    "twins": image_column((3, 4, 4)),
     "labels": ((), torch.int64),
     "features": ((5,), torch.half),
 }

@@ -11,14 +11,14 @@ from registry import DATASETS, MODELS
 
 HALF, HALVES = (0.5, 0.5, 0.5), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 FACTS = {  # classes, size, whether mirrored; mean and standard deviation that the published teachers were trained with
-    "digits": (10, 32, False, *HALVES),
-    "digits100": (100, 32, False, *HALVES),
-    "mnist": (10, 32, False, *HALVES),
-    "svhn": (10, 32, False, *HALVES),
-    "cifar10": (10, 32, True, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": (100, 32, True, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "tiny_imagenet": (200, 64, True, *HALVES),
-    "imagenet": (1000, 224, True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "digits": (10, (32, 32), False, *HALVES),
+    "digits100": (100, (32, 32), False, *HALVES),
+    "mnist": (10, (32, 32), False, *HALVES),
+    "svhn": (10, (32, 32), False, *HALVES),
+    "cifar10": (10, (32, 32), True, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": (100, (32, 32), True, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "tiny_imagenet": (200, (64, 64), True, *HALVES),
+    "imagenet": (1000, (224, 224), True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
@@ -32,7 +32,7 @@ def test_a_classifier_brings_the_input_format_of_its_data_set():
     with torch.device("meta"):
         tiny = registry.classifier("resnet18", DATASETS["tiny_imagenet"])
     cifar = registry.classifier("resnet8", DATASETS["cifar10"])
-    assert (tiny.name, tiny.num_classes, tiny.img_size, tiny.head.out_features) == ("resnet18", 200, 64, 200)
+    assert (tiny.name, tiny.num_classes, tiny.img_size, tiny.head.out_features) == ("resnet18", 200, (64, 64), 200)
     torch.testing.assert_close(cifar.mean.flatten(), torch.tensor(FACTS["cifar10"][3]))
     torch.testing.assert_close(cifar.std.flatten(), torch.tensor(FACTS["cifar10"][4]))
 

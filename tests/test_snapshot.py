@@ -16,7 +16,7 @@ from datafree.runs.run import Progress
 from datafree.runs.snapshot import Snapshot
 
 SIZE = 8
-COLUMNS = {"images": image_column(SIZE), "labels": ((), torch.int64)}
+COLUMNS = {"images": image_column((3, SIZE, SIZE)), "labels": ((), torch.int64)}
 
 
 def new_pool(capacity=12):

@@ -28,7 +28,9 @@ class Lesson:
         self.student = Student(self.context, self.config, total)
         self.targets = targets(self.context, targets.Config(T=TAU))
         rng = streams["distillation"]
-        self.pool = ImagePool(N, {"images": image_column(SIZE)}, Placement(CPU), self.context.augmentation, rng, rng)
+        self.pool = ImagePool(
+            N, {"images": image_column((3, SIZE, SIZE))}, Placement(CPU), self.context.augmentation, rng, rng
+        )
         self.pool.add(Batch(torch.rand(N, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))))
 
     def learn(self, steps):

@@ -20,7 +20,8 @@ def taught(targets, **changes):
     """The student after a few steps on pool images, and what was reported."""
     context = context_of()
     rng, aims = context.streams["distillation"], targets(context, targets.Config(**changes))
-    columns = {"images": image_column(SIZE)} | aims.columns
+    aims.observed = True  # of the attack: P is as it began
+    columns = {"images": image_column((3, SIZE, SIZE))} | aims.columns
     pool = ImagePool(12, columns, Placement(CPU), context.augmentation, rng, rng)
     pool.add(aims.prepare(Batch(torch.rand(12, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3)))))
     Student(context, Student.Config(batch_size=6, lr=0.1), 4).learn(pool, aims, 4)

@@ -42,14 +42,14 @@ def split_off(run: RunNetworks, count: int, seed: int) -> tuple:
 
 @torch.no_grad()
 def attacker_images(run: RunNetworks, count: int, seed: int) -> dict[str, Tensor]:
-    """By source, the pixels (count, 3, H, W) of the attacker of that seed; one z for all generators."""
-    device, size = run.compute.device, run.spec.img_size
+    """By source, the pixels (count, C, H, W) of the attacker of that seed; one z for all generators."""
+    device = run.compute.device
     z = torch.randn(count, run.nz, generator=run.stream(seed, "noise"), device=device)
     generators = run.generator_of_next_task(seed), run.generator_of_next_task(seed, abandoned=True), run.generator
     reused, abandoned, full = (copy.deepcopy(generator).train()(z) for generator in generators)
     return {
         REAL: split_off(run, count, seed)[0].images.float() / 255,
-        "random noise": torch.rand(count, 3, size, size, generator=run.stream(seed, "pixels"), device=device),
+        "random noise": torch.rand(count, *run.spec.shape, generator=run.stream(seed, "pixels"), device=device),
         "reused network, fresh g1": reused,
         "abandoned network, fresh g1": abandoned,
         "full generator": full,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .. import configuration
 from ..configuration import Config, knob
@@ -13,7 +14,42 @@ from ..targets import TARGETS
 
 RESUME = "go on after the last saved epoch; given a run folder, with the flags in its config.json"
 PRETRAINED = "checkpoints/pretrained/<dataset>_<teacher>.pth"
-Triple = tuple[float, float, float] | None
+Sizes, Channels = tuple[int, ...] | None, tuple[float, ...] | None
+PIXELS = {"low": 1, "high": 2**16, "unit": "PIXELS", "counts": (1, 2)}
+OF_CHANNELS = {"unit": "R", "counts": (1, 3)}
+NETWORKS = "a name of registry.py, torchvision:NAME, timm:NAME, hf:NAME or FILE.py:FUNCTION"
+FORMAT = "(default: its file's or library's, else the data set's)"
+
+
+def _one_or_three(channels: int) -> None:
+    if channels not in (1, 3):
+        raise ValueError(f"{channels} is neither 1 nor 3")
+
+
+def size_knob(whose: str) -> Any:
+    """A flag: one number, or height and width."""
+    return knob(None, f"height and width of the images that the {whose} takes {FORMAT}", **PIXELS)
+
+
+def channels_knob(whose: str) -> Any:
+    """A flag: grey or colours."""
+    return knob(
+        None,
+        f"1 for a {whose} that takes grey images, 3 for colours (default: as its first layer)",
+        check=_one_or_three,
+    )
+
+
+def mean_knob(whose: str) -> Any:
+    """A flag: a number a channel."""
+    return knob(
+        None, f"mean of pixels in [0, 1] that the {whose} was trained with {FORMAT}", low=0, high=1, **OF_CHANNELS
+    )
+
+
+def std_knob(whose: str) -> Any:
+    """A flag: a number a channel."""
+    return knob(None, f"their standard deviation, of the {whose} {FORMAT}", above=0, **OF_CHANNELS)
 
 
 def _dataset(text: str) -> None:
@@ -31,10 +67,16 @@ class DataConfig(Config):
     """Which images the networks are for."""
 
     dataset: str = knob("digits", "a data set of registry.py, or imagefolder:PATH", unit="NAME", check=_dataset)
-    img_size: int | None = knob(None, "imagefolder: height and width (default: 224)", low=1, high=2**16, unit="PIXELS")
+    img_size: Sizes = knob(None, "imagefolder: one number, or height and width (default: 224)", **PIXELS)
     num_classes: int | None = knob(None, "imagefolder: classes (default: as found)", low=1, high=2**16, unit="N")
-    mean: Triple = knob(None, "imagefolder: mean of pixels in [0, 1] (default: ImageNet's)", low=0, high=1, unit="R")
-    std: Triple = knob(None, "imagefolder: their standard deviation, likewise", above=0, unit="R")
+    mean: Channels = knob(
+        None,
+        "imagefolder: mean of pixels in [0, 1], a number a channel, one for grey images (default: ImageNet's)",
+        low=0,
+        high=1,
+        **OF_CHANNELS,
+    )
+    std: Channels = knob(None, "imagefolder: their standard deviation, likewise", above=0, **OF_CHANNELS)
     crop_padding: int = knob(4, "largest shift of the random crop; 0 turns it off", low=0, unit="PIXELS")
 
 
@@ -43,9 +85,17 @@ class TaskConfig(DataConfig):
     """What is distilled into what, and how."""
 
     method: str = knob("aeahl_rg", "how images are made: a name of registry.py, or FILE.py:CLASS", unit="NAME")
-    teacher: str = knob("resnet20", "a model of registry.py", unit="MODEL")
-    student: str = knob("resnet8", "a model of registry.py, trained from scratch", unit="MODEL")
+    teacher: str = knob("resnet20", NETWORKS, unit="MODEL")
+    student: str = knob("resnet8", "likewise; trained from scratch", unit="MODEL")
     teacher_path: Path | None = knob(None, f"the teacher's checkpoint (default: {PRETRAINED})", unit="FILE")
+    teacher_img_size: Sizes = size_knob("teacher")
+    teacher_channels: int | None = channels_knob("teacher")
+    teacher_mean: Channels = mean_knob("teacher")
+    teacher_std: Channels = std_knob("teacher")
+    student_img_size: Sizes = size_knob("student")
+    student_channels: int | None = channels_knob("student")
+    student_mean: Channels = mean_knob("student")
+    student_std: Channels = std_knob("student")
     hl: bool = knob(False, "hard loss: the teacher's class as well as its softened answer", names=("hard_loss",))
     no_aea: bool = knob(False, "hard loss without the adversarial-example attack")
 

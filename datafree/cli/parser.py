@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
-from ..configuration import Config, Preset, as_text, checked, convert, kind_of, plain, resolve
+from ..configuration import Config, Preset, as_text, checked, convert, described, kind_of, plain, resolve
 from ..errors import UserError, nearest_names
 
 _UNSET = object()
@@ -116,12 +116,8 @@ class Parser(argparse.ArgumentParser):
             config.of(values)
 
     def config(self, values: argparse.Namespace) -> dict[str, Any]:
-        """For config.json: every value, and for whoever shows them the groups and defaults of their flags."""
-        told = {config: [each.name for each in fields(config)] for config in self.configs.values()}
-        groups = {title: told[config] for title, config in self.configs.items()}
-        defaults = {each.name: plain(each.default) for config in told for each in fields(config)}
-        known = {name: plain(value) for name, value in vars(values).items()}
-        return {"program": self.prog, **known, "groups": groups, "defaults": defaults}
+        """For config.json: see :func:`configuration.described`."""
+        return described(self.prog, self.configs, values)
 
     def grouped(self, values: argparse.Namespace) -> list[str]:
         """The resolved values as text lines, in the groups of --help."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from .augmentation import Augmentation, to_levels, to_pixels
 from .batch import Batch, Column
 from .placement import Placement
+from .specs import Shape
 
 
 def bytes_per_image(columns: Mapping[str, Column]) -> int:
@@ -18,9 +19,9 @@ def bytes_per_image(columns: Mapping[str, Column]) -> int:
     return sum(prod(shape) * dtype.itemsize for shape, dtype in columns.values())
 
 
-def image_column(img_size: int) -> Column:
-    """uint8 (3, H, W). Every column of that shape and type holds images, stored as levels and drawn as pixels."""
-    return (3, img_size, img_size), torch.uint8
+def image_column(shape: Shape) -> Column:
+    """uint8 (C, H, W). Every column of that shape and type holds images, stored as levels and drawn as pixels."""
+    return shape, torch.uint8
 
 
 class ImagePool:

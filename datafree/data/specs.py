@@ -1,7 +1,7 @@
 """What a data set is to this package: a few numbers that distillation needs, and images that evaluation may want."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,22 @@ from torchvision.transforms import v2
 
 from ..errors import UserError
 
+Size = tuple[int, int]  # height, width in pixels
+Shape = tuple[int, int, int]  # channels, height, width
 UNREADABLE = (OSError, SyntaxError, ValueError)  # what PIL raises at bytes that are no image
+
+
+def pair(size: int | Sequence[int]) -> Size:
+    """Height and width, from one number for both or from two. Raises UserError for anything else."""
+    sides = (size,) if isinstance(size, int) else tuple(map(int, size))
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise UserError(f"an image size is one number or two, not {' '.join(map(str, sides))}", "height, then width")
+    return sides[0], sides[-1]
+
+
+def size_text(size: Size) -> str:
+    """As people write it: "224x320"."""
+    return f"{size[0]}x{size[1]}"
 
 
 class MissingData(UserError):  # noqa: N818 (the house name)
@@ -53,8 +68,8 @@ class DatasetSpec:
     Args:
         name: as on the command line.
         num_classes: number of classes.
-        img_size: height and width in pixels.
-        mean: per channel, of images in [0, 1]; normalisation is ``(image - mean) / std``.
+        img_size: height and width in pixels, or one number for both.
+        mean: per channel, of images in [0, 1]; normalisation is ``(image - mean) / std``. One channel or three.
         std: per channel, of images in [0, 1].
         flip: does a mirrored image keep its class?
         load: ``(data_root, train, download) -> images``. ``download`` allows, but does not force, use of the network.
@@ -64,12 +79,20 @@ class DatasetSpec:
 
     name: str
     num_classes: int
-    img_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    img_size: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     flip: bool
     load: Callable[[Path, bool, bool], Images]
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "img_size", pair(self.img_size))
+
+    @property
+    def shape(self) -> Shape:
+        """Of an image."""
+        return len(self.mean), *self.img_size
 
 
 def test_images(spec: DatasetSpec, data_root: Path, download: bool) -> tuple[Images | None, list[str]]:
@@ -90,15 +113,15 @@ class TensorImages:
     """A split that fits in memory: one tensor, indexed where it lies; no loader, no workers.
 
     Args:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, C, H, W), in grey or in colour: C is 1 or 3.
         labels: int64 (N,).
     """
 
     crops = False
 
     def __init__(self, images: Tensor, labels: Tensor):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images must be uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ValueError(f"labels must be int64 ({len(images)},), not {labels.dtype} {tuple(labels.shape)}")
         self.images, self.labels = images, labels
@@ -142,7 +165,7 @@ class FolderImages:
     crops = True
 
     def __init__(self, samples: list[tuple[str, int]], img_size: int, workers: int | None = None):
-        self.samples, self.img_size = samples, img_size
+        self.samples, self.img_size = samples, pair(img_size)
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         self._loaders: dict[tuple[int, bool], DataLoader] = {}  # of whole passes in order: their workers stay
 
@@ -153,7 +176,7 @@ class FolderImages:
         """See ``Images.batches``. Raises DamagedData at an image that cannot be read."""
         pin = torch.device(device).type == "cuda"
         if (batch_size, pin) not in self._loaders:
-            crop = v2.Compose([v2.Resize(round(self.img_size * 256 / 224)), v2.CenterCrop(self.img_size)])
+            crop = v2.Compose([v2.Resize(round(max(self.img_size) * 256 / 224)), v2.CenterCrop(self.img_size)])
             images = _Cropped(self.samples, crop, seed=0)
             loader = self._loader(images, pin, batch_size=batch_size, persistent_workers=self.workers > 0)
             self._loaders = {(batch_size, pin): loader}

@@ -1,5 +1,6 @@
 """How good a student is: accuracy on real test images, and how often it says what its teacher says."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -7,25 +8,40 @@ from torch import Tensor
 
 from ..data.augmentation import to_pixels
 from ..data.specs import Images, TensorImages
+from ..losses.kd import confidence
 from ..models.classifier import Classifier
 from .device import Compute
 
+NOISE = 64  # images; chosen by us
+
 
 @torch.no_grad()
-def predict(classifier: Classifier, images: Images, compute: Compute, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-    """Predicted and true classes of a whole data set, in its order: (N,) and (N,) int64 on the device.
+def answers(
+    classifier: Classifier, images: Images, compute: Compute, batch_size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (B, classes) and true classes (B,) of a whole data set, in its order, on the device.
 
-    The classifier is left in the mode it came in.
+    The classifier is in eval mode meanwhile, and afterwards in the mode it came in.
     """
     was_training = classifier.training
-    classifier.eval()
-    predicted, true = [], []
     for levels, labels in images.batches(batch_size, compute.device):
+        classifier.eval()
         with compute.autocast():
-            predicted.append(classifier(to_pixels(levels)).argmax(1))
-        true.append(labels)
-    classifier.train(was_training)
+            logits = classifier(to_pixels(levels))
+        classifier.train(was_training)
+        yield logits, labels
+
+
+def predict(classifier: Classifier, images: Images, compute: Compute, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    """Predicted and true classes of a whole data set, in its order: (N,) and (N,) int64 on the device."""
+    predicted, true = zip(*((x.argmax(1), y) for x, y in answers(classifier, images, compute, batch_size)), strict=True)
     return torch.cat(predicted), torch.cat(true)
+
+
+def near_chance(percent: float, num_classes: int) -> bool:
+    """Whether so many right answers are hardly more than guessing gives: half as many again, or a tenth of the rest."""
+    chance = 100 / num_classes
+    return percent < min(1.5 * chance, chance + (100 - chance) / 10)
 
 
 def percentage_equal(a: Tensor, b: Tensor) -> float:
@@ -50,7 +66,7 @@ class Evaluation:
     """Compares a student with the truth and with its teacher, on the test set or, without one, on synthetic images.
 
     Args:
-        teacher: its predictions on the test set are made once.
+        teacher: in eval mode; its predictions on the test set are made once.
         images: the test set, or None.
         compute: device and precision.
         batch_size: images at a time.
@@ -60,9 +76,33 @@ class Evaluation:
         self.teacher, self.compute, self.batch_size = teacher, compute, batch_size
         self.images = images.to(compute.device) if isinstance(images, TensorImages) else images
         self.accuracy_teacher = None
-        if self.images is not None:
-            self._teacher_says, truth = self._predict(teacher, self.images)
-            self.accuracy_teacher = percentage_equal(self._teacher_says, truth)
+        if self.images is None:
+            noise = torch.rand(NOISE, teacher.channels, *teacher.img_size, generator=torch.Generator().manual_seed(0))
+            with torch.no_grad(), compute.autocast():
+                self.confidence_teacher = 100 * confidence(teacher(noise.to(compute.device))).mean().item()
+            return
+        asked = ((x.argmax(1), y, confidence(x)) for x, y in answers(teacher, self.images, compute, batch_size))
+        self._teacher_says, truth, sure = map(torch.cat, zip(*asked, strict=True))
+        self.confidence_teacher, self.accuracy_teacher = (
+            100 * sure.mean().item(),
+            percentage_equal(self._teacher_says, truth),
+        )
+
+    def about_teacher(self) -> list[str]:
+        """Lines for the log, before anything is trained: how good it is, and what may be wrong where it is not."""
+        sure = f"mean confidence {self.confidence_teacher:.1f} %"
+        if self.images is None:
+            return [f"teacher: {sure} on noise (there are no test images)"]
+        count, classes = len(self.images), self.teacher.num_classes
+        lines = [f"teacher: {self.accuracy_teacher:.2f} % of {count:,} test images, {sure}"]
+        if near_chance(self.accuracy_teacher, classes):
+            lines.append(
+                f"warning: the teacher is right on {self.accuracy_teacher:.2f} % of the test images, chance is "
+                f"{100 / classes:.4g} % - likely another normalisation (--teacher_mean, --teacher_std), another order "
+                "of the classes, another image size or number of channels (--teacher_img_size, --teacher_channels), "
+                "or weights of another network"
+            )
+        return lines
 
     def _predict(self, classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
         return predict(classifier, images, self.compute, self.batch_size)

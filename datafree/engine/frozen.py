@@ -10,39 +10,52 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..models.classifier import Classifier
 from .device import Compute
+from .probe import refusal
 
 TOLERANCE = 1e-3  # of logits in fp32, relative to the largest; folding rounds in another order, no more
 
 
 def frozen(classifier: Classifier, compute: Compute) -> Classifier:
-    """Places it, in eval mode and without gradients to its weights.
+    """In eval mode and without gradients to its weights, where ``probe.fitted`` has placed it.
 
     In bf16 the weights of convolutions and linear layers are rounded here, once, instead of by autocast in every pass:
-    the answers stay the same to the last bit. BatchNorm and the last linear layer stay fp32.
+    the answers stay the same to the last bit. BatchNorm and the last linear layer stay fp32, and so does all of a
+    network that has another use for its weights.
     """
-    classifier = compute.place(classifier).eval().requires_grad_(False)
-    if compute.bf16:
-        for module in classifier.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear) and module is not classifier.head:
-                module.to(torch.bfloat16)
+    classifier.eval().requires_grad_(False)
+    if compute.bf16 and classifier.bf16:
+        layers = [m for m in classifier.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m is not classifier.head]
+        full = [(weight, weight.data) for layer in layers for weight in layer.parameters(recurse=False)]
+        for weight, values in full:
+            weight.data = values.to(torch.bfloat16)
+        if refusal(classifier, _noise(classifier).to(classifier.mean.device), compute, train=False):
+            for weight, values in full:
+                weight.data = values
     return classifier
+
+
+def _noise(classifier: Classifier) -> Tensor:
+    """Two images as it takes them."""
+    return torch.rand(2, classifier.channels, *classifier.img_size, generator=torch.Generator().manual_seed(0))
 
 
 def folded(classifier: Classifier) -> Classifier:
     """A copy in eval mode with each BatchNorm behind a convolution folded into it: fewer passes over the activations.
 
     Which layers follow each other is seen in a forward pass on noise. Afterwards the answers must be the same up to
-    rounding, else the copy is as it was.
+    rounding, else the copy is as it was; one that cannot be copied is given back itself.
 
     Args:
         classifier: fp32, on the CPU, without hooks: they would be copied too.
     """
-    plain = copy.deepcopy(classifier).eval().requires_grad_()
-    size = (2, plain.mean.numel(), plain.img_size, plain.img_size)
-    noise = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    try:
+        plain = copy.deepcopy(classifier).eval().requires_grad_()
+    except Exception:  # whatever its parts raise: not every network can be copied, and it answers well as it is
+        return classifier
+    noise = _noise(plain)
     try:
         pairs, expected = _pairs(plain, noise)
-    except (RuntimeError, ValueError):  # it cannot take such images: for whoever looks ahead to say (see probe.py)
+    except Exception:  # it cannot take such images: for whoever looks ahead to say (see probe.py)
         return plain
     with torch.no_grad():
         fused = copy.deepcopy(plain)

@@ -1,42 +1,145 @@
-"""One look before the first epoch: what cannot work is said while nothing is written yet."""
+"""One look before the first epoch: what a network cannot do is said while nothing is written yet.
 
-import copy
+A speed-up that a network does not bear, channels-last memory or bf16, is left out for it, with a line for the log.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..data.specs import Shape, size_text
 from ..errors import UserError, is_out_of_memory
+from ..models.classifier import Classifier
 from .device import Compute
 
+TOLERANCE = 1e-2  # of logits in another memory order, relative to the largest: rounding, however long the network
 
-def check_answers(network: nn.Module, what: str, img_size: int, compute: Compute, train_batch: int = 0) -> None:
-    """Has a network answer a little noise; draws no random numbers of the run and leaves the network as it is.
+
+def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, train_batch: int = 0) -> list[str]:
+    """Places a classifier on the device with every speed-up that it bears, after having it answer a little noise.
+
+    Draws no random numbers of the run and leaves the network's numbers as they are.
 
     Args:
-        network: takes images (B, 3, H, W) in [0, 1].
+        classifier: gets its ``memory_format`` and ``bf16`` set.
         what: what it is to the user, for messages ("teacher runs/a.pth").
-        img_size: H = W in pixels.
+        shape: of the images (C, H, W) that it will be given.
         compute: device and precision.
-        train_batch: images a step where the network will be trained; 0 asks it in the mode that it is in.
+        train_batch: images a step where the network will be trained; 0 for one that is only asked, in eval mode.
+
+    Returns:
+        Lines for the log: what is left out, and what looks wrong without being so for certain.
 
     Raises:
-        UserError: if it cannot take images of that size, or answers with NaN or infinity.
+        UserError: if it cannot take such images, gives no logits of the class count, or NaN or infinity, or lets no
+            gradient through to its images.
     """
-    noise = torch.rand(2, 3, img_size, img_size, generator=torch.Generator().manual_seed(0)).to(compute.device)
-    if train_batch:
-        network, noise = copy.deepcopy(network).train(), noise[:train_batch]
-    devices = [compute.device] if compute.device.type == "cuda" else []
+    remarks = []
+    noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
+    noise = noise[:train_batch] if train_batch else noise
+    classifier.memory_format, classifier.bf16 = torch.contiguous_format, False
+    classifier.to(compute.device)
+    expected = _answer(classifier, what, noise, compute, bool(train_batch))
+    if looks_like_probabilities(expected):
+        remarks.append(
+            f"warning: {what} seems to end in a softmax: its answers are flat at any temperature - return logits"
+        )
+    classifier.memory_format = torch.channels_last
+    compute.place(classifier)
+    reason = refusal(classifier, noise, compute, bool(train_batch), expected)
+    if reason:
+        classifier.memory_format = torch.contiguous_format
+        classifier.to(memory_format=torch.contiguous_format)
+        remarks.append(f"{what} runs in PyTorch's default memory order: in channels-last {reason}")
+    if compute.bf16:
+        classifier.bf16 = True
+        reason = refusal(classifier, noise, compute, bool(train_batch))
+        if reason:
+            classifier.bf16 = False
+            remarks.append(f"{what} runs in fp32: under bf16 autocast {reason}")
+    return remarks
+
+
+def looks_like_probabilities(logits: Tensor) -> bool:
+    """Whether every row (B, C) is non-negative and sums to 1, as behind a softmax."""
+    sums_to_one = torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-3)
+    return logits.shape[1] > 1 and bool((logits >= 0).all()) and sums_to_one
+
+
+def _answer(classifier: Classifier, what: str, noise: Tensor, compute: Compute, train: bool) -> Tensor:
+    """The logits, in the plainest way there is. Raises UserError as :func:`fitted` does."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices), compute.autocast():
-            finite = network(noise).isfinite().all().item()
-    except (RuntimeError, ValueError) as error:
+        logits = _run(classifier, noise, compute, train)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the network's own code raises
         if is_out_of_memory(error):
             raise
-        raise UserError(
-            f"{what} cannot take batches of {len(noise)} images of {img_size}x{img_size} pixels: {error}",
-            "choose larger images or batches, or another model",
-        ) from None
-    if not finite:
-        raise UserError(
-            f"{what} answers noise with NaN or infinite numbers", "train or copy it anew, or try --precision fp32"
+        raise _cannot_take(classifier, what, noise, error) from None
+    if not logits.isfinite().all():
+        raise UserError(f"{what} answers noise with NaN or infinite numbers", "train or copy it anew")
+    return logits
+
+
+def _cannot_take(classifier: Classifier, what: str, noise: Tensor, error: Exception) -> UserError:
+    channels, size, role = classifier.channels, size_text(classifier.img_size), what.partition(" ")[0]
+    colours = "grey" if channels == 1 else "colour"
+    given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
+    first = next((m for m in classifier.network.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.in_channels != channels:
+        remedy = f"its first convolution takes {first.in_channels} channels: say --{role}_channels {first.in_channels}"
+    else:
+        remedy = (
+            f"give the size that it was made for with --{role}_img_size, or larger batches, or choose another model"
         )
+    return UserError(f"{given}: {in_its_words(error)}", remedy)
+
+
+def in_its_words(error: Exception) -> str:
+    """The first line of what a network says of itself as it fails."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def refusal(classifier: Classifier, x: Tensor, compute: Compute, train: bool, expected: Tensor | None = None) -> str:
+    """Why it does not bear to run as it is set now; empty where it does."""
+    try:
+        logits = _run(classifier, x, compute, train)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return f"it fails ({in_its_words(error)})"
+    if not logits.isfinite().all():
+        return "its answers are not finite"
+    if expected is not None and (logits - expected).abs().max() > TOLERANCE * expected.abs().max().clamp_min(1e-6):
+        return "it answers otherwise"
+    return ""
+
+
+def _run(classifier: Classifier, x: Tensor, compute: Compute, train: bool) -> Tensor:
+    """Logits for pixels, forward and backward. Raises UserError where no gradient comes through to the images."""
+    devices, x = [compute.device] if compute.device.type == "cuda" else [], x.clone().requires_grad_()
+    with torch.random.fork_rng(devices), untouched(classifier, train) as network:
+        torch.manual_seed(0)  # the same dropout each time
+        with compute.autocast():
+            logits = network(x)
+        (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
+    if gradient is None:
+        what = f"the forward of {classifier.name} lets no gradient through to its images"
+        raise UserError(what, "take torch.no_grad(), .detach() and .data out of it")
+    return logits.detach()
+
+
+@contextmanager
+def untouched(classifier: Classifier, train: bool) -> Iterator[Classifier]:
+    """Within, it is in train or eval mode; what that changes (running statistics) is undone afterwards."""
+    modes = {module: module.training for module in classifier.modules()}
+    state = {name: value.clone() for name, value in classifier.state_dict().items()} if train else {}
+    try:
+        yield classifier.train(train)
+    finally:
+        if train:
+            classifier.load_state_dict(state)
+        for module, mode in modes.items():
+            module.training = mode

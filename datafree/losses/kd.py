@@ -40,3 +40,8 @@ def adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """
     agree = teacher_logits.argmax(1) == student_logits.argmax(1)
     return -(agree * kl_divergence(teacher_logits, student_logits)).mean()
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """c = max_c softmax(logits)_c, in fp32: (B, C) -> (B,)."""
+    return logits.float().softmax(1).amax(1)

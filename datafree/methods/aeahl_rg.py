@@ -5,7 +5,7 @@ a round:
     theta' <- theta (g1, g2, d);  z ~ N(0, I) (B, nz);  y ~ U{0..C-1}
     for k = 1..K
         x    <- G_theta'(z);  x~ <- augment(x)
-        L    =  bn * L_bn + oh * L_oh + adv * L_adv
+        L    =  bn * L_bn + oh * L_oh + adv * L_adv             without BN layers: other priors, see priors.py
         meta gradient += dL/dtheta'
         theta', z <- Adam(lr_g, lr_z)
         remember the x of the lowest L
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .. import configuration
 from ..configuration import knob
 from ..data.batch import Batch
+from ..data.specs import Shape
 from ..engine.context import Context
 from ..engine.randomness import initialising
 from ..errors import UserError
@@ -40,11 +41,12 @@ from ..models.generator_files import (
     load_generative_network,
     part,
 )
-from ..models.norm_statistics import NormStatistics
 from ..runs.folder import folder_name
 from .base import Leaving, Method
 from .inversion import META_GRADIENTS, Best, meta_step, recalibrate
+from .priors import Priors
 
+AUTO = "(default: 0 for a teacher with BatchNorm)"
 PARTS, PICKS = ("g1", "g2", "d"), ("score", "g1", "g2")
 RECALIBRATION, SCORING = 20, 4  # batches; chosen by us
 
@@ -86,6 +88,9 @@ class AeahlRg(Method):
         lr_z: float = knob(0.01, "learning rate of z", above=0)
         adam_betas: tuple[float, float] = knob((0.5, 0.999), "of Adam", low=0, high=0.9999, unit="BETA")
         bn: float = knob(10.0, "weight of L_bn: raise it for images closer to the teacher's training data", low=0)
+        tv: float | None = knob(None, f"weight of L_tv: raise it for smoother images {AUTO}", low=0)
+        l2: float | None = knob(None, f"weight of L_l2: raise it for paler images {AUTO}", low=0)
+        patch: float | None = knob(None, f"weight of L_patch: raise it for more varied patches {AUTO}", low=0)
         oh: float = knob(0.5, "weight of L_oh: raise it for images of clearer class", low=0)
         adv: float = knob(1.33, "weight of L_adv: raise it for images that the student finds harder", low=0)
         bn_mmt: float = knob(
@@ -97,14 +102,12 @@ class AeahlRg(Method):
 
     def __init__(self, context: Context, config: "AeahlRg.Config"):
         super().__init__(context, config)
-        self.statistics = NormStatistics(context.teacher, config.bn_mmt)
-        if config.bn > 0 and not self.statistics.layers:
-            raise UserError("the teacher has no BatchNorm layers to invert", "set --bn 0")
+        self.priors = Priors(context, config, config.bn_mmt)
         generator = build_generator(
             context.streams.seed,
             config.nz,
             config.ngf,
-            context.spec.img_size,
+            context.spec.shape,
             config.reuse_generator_path,
             config.reuse_decoder_path,
         )
@@ -137,6 +140,10 @@ class AeahlRg(Method):
         return {name: getattr(self.generator, name) for name in PARTS}
 
     @property
+    def remarks(self) -> list[str]:
+        return [str(self.priors)]
+
+    @property
     def busy(self) -> list[nn.Module]:
         return [self.adapted]
 
@@ -152,30 +159,30 @@ class AeahlRg(Method):
         best = Best()
         for _ in range(config.g_steps):
             with self.context.compute.autocast():
-                x = self.adapted(z)  # (B, nz) -> (B, 3, H, W)
+                x = self.adapted(z)  # (B, nz) -> (B, C, H, W)
             loss = self.objective(x, y, adversarial=not warmup and config.adv > 0)
             self.context.backward(loss, [*adapted, z])
             torch._foreach_add_(summed, [parameter.grad for parameter in adapted])
             inner_optimizer.step()
             best.keep(x, loss)
-        self.statistics.update_average()
+        self.priors.update_average()
         meta_step(config.meta, self.meta_optimizer, theta, adapted, summed)
         return Batch(best.images)
 
     def objective(self, x: Tensor, y: Tensor, adversarial: bool) -> Tensor:
-        """L of images x (B, 3, H, W) in [0, 1] for classes y (B,). A new term belongs here, and into the report."""
+        """L of images x (B, C, H, W) in [0, 1] for classes y (B,). A new term belongs here, and into the report."""
         context, config = self.context, self.config
         x = context.augmentation(x, context.streams["synthesis"])
-        with self.statistics.listening():
+        with self.priors.listening():
             teacher_logits = context.ask(context.teacher, x)
-        L_bn = self.statistics.loss()
+        L_priors = self.priors.terms(x)  # L_bn, or what stands in for it
         L_oh = one_hot_loss(teacher_logits, y)
         L_adv = torch.zeros_like(L_oh)
         if adversarial:
             with context.student_as_judge() as student:
                 L_adv = adversarial_loss(teacher_logits, context.ask(student, x))
-        loss = config.bn * L_bn + config.oh * L_oh + config.adv * L_adv
-        context.report({"loss_bn": L_bn, "loss_oh": L_oh, "loss_adv": L_adv, "loss_generator": loss})
+        loss = self.priors.weighted(L_priors) + config.oh * L_oh + config.adv * L_adv
+        context.report(L_priors | {"loss_oh": L_oh, "loss_adv": L_adv, "loss_generator": loss})
         context.observe(x, teacher_logits)
         return loss
 
@@ -215,23 +222,24 @@ class AeahlRg(Method):
     def score(self) -> dict[str, float]:
         """How well each of g1, g2 inverts the teacher alone, its partner replaced by noise; lower is better.
 
-            score_i = bn * L_bn + oh * CE(T(x), argmax T(x)),   x = d((g_i(z) + u) / 2),   u ~ U(0, 1) per pixel
+            score_i = bn * L_bn + ... + oh * CE(T(x), argmax T(x)),   x = d((g_i(z) + u) / 2),   u ~ U(0, 1) per pixel
 
         The mean over SCORING batches; both see the same z and u. In train mode, as reuse_common and reuse_finetune will
         run them: d's running statistics are of (g1 + g2) / 2, not of (g_i + u) / 2.
         """
         context, rng = self.context, self.context.streams.again("selection")
-        generator, statistics = copy.deepcopy(self.generator).train(), NormStatistics(context.teacher, momentum=0.0)
-        size, totals = context.spec.img_size, {"g1": 0.0, "g2": 0.0}
+        generator, priors = copy.deepcopy(self.generator).train(), Priors(context, self.config, bn_mmt=0.0)
+        totals = {"g1": 0.0, "g2": 0.0}
         for _ in range(SCORING):
             z = self._noise(rng)
-            u = torch.rand(len(z), 3, size, size, generator=rng, device=z.device)
+            u = torch.rand(len(z), *context.spec.shape, generator=rng, device=z.device)
             for name in totals:
-                with context.compute.autocast(), statistics.listening():
-                    logits = context.teacher(generator.d((getattr(generator, name)(z) + u) / 2))
+                with context.compute.autocast(), priors.listening():
+                    x = generator.d((getattr(generator, name)(z) + u) / 2)
+                    logits = context.teacher(x)
                 L_oh = one_hot_loss(logits, logits.argmax(1))
-                totals[name] += (self.config.bn * statistics.loss() + self.config.oh * L_oh).item()
-        statistics.remove()
+                totals[name] += float(priors.weighted(priors.terms(x)) + self.config.oh * L_oh)
+        priors.remove()
         return {name: total / SCORING for name, total in totals.items()}
 
     def finish(self) -> Leaving:
@@ -244,8 +252,8 @@ class AeahlRg(Method):
             file: part(network, "generative_network", network.config, self.context.origin | {"part": name})
             for file, name, network in ((f, n, getattr(self.generator, n)) for f, n in left.items())
         }
-        size = {"img_size": self.context.spec.img_size}
-        contents[DECODER_FILE] = part(self.generator.d, "decoder", size, self.context.origin)
+        made_for = {"img_size": self.context.spec.img_size, "channels": self.context.spec.shape[0]}
+        contents[DECODER_FILE] = part(self.generator.d, "decoder", made_for, self.context.origin)
         told = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
         remark = f"inversion loss alone: {told}; the next task gets {kept} and d"
         return Leaving({"score_g1": scores["g1"], "score_g2": scores["g2"], "reused_network": kept}, contents, remark)
@@ -254,31 +262,31 @@ class AeahlRg(Method):
         return {
             "generator": self.generator.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict(),
-            "statistics": self.statistics.state_dict(),
+            "priors": self.priors.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.meta_optimizer.load_state_dict(state["meta_optimizer"])
-        self.statistics.load_state_dict(state["statistics"])
+        self.priors.load_state_dict(state["priors"])
 
 
 def build_generator(
-    seed: int, nz: int, ngf: int, img_size: int, generator_path: Path | None = None, decoder_path: Path | None = None
+    seed: int, nz: int, ngf: int, shape: Shape, generator_path: Path | None = None, decoder_path: Path | None = None
 ) -> ReusableGenerator:
     """G with random parts or, where paths are given, with g2 and d from an earlier task (g2 in the width it was saved).
 
     Raises:
-        UserError: if a file is not what it should be, or was made for another image size or nz.
+        UserError: if a file is not what it should be, or was made for images of another shape (C, H, W) or nz.
     """
     networks: dict[str, nn.Module] = {}
     for name in ("g1", "g2"):
         with initialising(seed, name):
-            networks[name] = GenerativeNetwork(nz, ngf, img_size)
+            networks[name] = GenerativeNetwork(nz, ngf, shape[1:], shape[0])
     with initialising(seed, "d"):
-        networks["d"] = Decoder()
+        networks["d"] = Decoder(shape[0])
     if generator_path is not None:
-        networks["g2"] = load_generative_network(generator_path, nz, img_size)
+        networks["g2"] = load_generative_network(generator_path, nz, shape)
     if decoder_path is not None:
-        networks["d"] = load_decoder(decoder_path, img_size)
+        networks["d"] = load_decoder(decoder_path, shape)
     return ReusableGenerator(**networks)

@@ -77,6 +77,11 @@ class Method(ABC):
         return {}
 
     @property
+    def remarks(self) -> list[str]:
+        """Lines for the log: what it chose by itself."""
+        return []
+
+    @property
     def busy(self) -> list[nn.Module]:
         """The networks that run in every iteration: compiled where asked."""
         return list(self.networks.values())

@@ -3,14 +3,14 @@
 logits = S(x),   x (B, C, H, W) in [0, 1] -> resized to S's size -> (x - S's mean) / S's std -> (B, classes)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..data.specs import Size, pair, size_text
 from ..errors import UserError
 
 
@@ -22,15 +22,81 @@ class _ExactLinear(nn.Linear):
             return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
+class Normalise(nn.Module):
+    """(x - mean) / std of pixels x (B, C, H, W) in [0, 1]; mean and std a value a channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            of_channels = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, of_channels, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def to_channels(x: Tensor, channels: int) -> Tensor:
+    """Images (B, 1 or 3, H, W) in grey (as ITU-R 601 weighs the colours; so does PIL) or in three channels."""
+    if x.shape[1] == channels:
+        return x
+    if channels == 1:
+        red, green, blue = x.split(1, 1)
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+    return x.expand(-1, channels, -1, -1)
+
+
+def logits_of(answer: Any, num_classes: int, name: str) -> Tensor:
+    """The logits (B, num_classes) in whatever a network returns: a tensor, a tuple, a dict, an object with ``logits``.
+
+    Raises:
+        UserError: there are none; says what there is.
+    """
+    if not isinstance(answer, Tensor):
+        answer = _logits_among(answer, num_classes)
+    if isinstance(answer, Tensor) and answer.shape[1:] == (num_classes, 1, 1):  # of a 1x1 convolution
+        answer = answer.flatten(1)
+    if isinstance(answer, Tensor) and answer.shape[1:] == (num_classes,):
+        return answer
+    remedy = f"let its forward return logits (images, {num_classes})"
+    if isinstance(answer, Tensor) and answer.ndim == 2:
+        remedy = "its last layer must be as wide as there are classes: check the model, and --num_classes"
+    raise UserError(f"{name} answers {described(answer)}, not logits of {num_classes} classes", remedy)
+
+
+def _logits_among(answer: Any, num_classes: int) -> Any:
+    named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    parts = answer.values() if isinstance(answer, Mapping) else answer if isinstance(answer, tuple | list) else ()
+    fits = (
+        part for part in parts if isinstance(part, Tensor) and part.shape[1:] in ((num_classes,), (num_classes, 1, 1))
+    )
+    return next(fits, answer)
+
+
+def described(answer: Any) -> str:
+    """Of whatever a network returned: its type, and the shapes in it."""
+    if isinstance(answer, Tensor):
+        return f"a tensor {tuple(answer.shape)}"
+    parts = answer.values() if isinstance(answer, Mapping) else answer if isinstance(answer, tuple | list) else ()
+    shapes = [str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    return f"a {type(answer).__name__}" + (f" of {', '.join(shapes)}" if shapes else "")
+
+
 class Classifier(nn.Module):
-    """Pixels (B, C, H, W) in [0, 1] -> logits (B, num_classes), in fp32.
+    """Pixels (B, 1 or 3, H, W) in [0, 1] -> logits (B, num_classes), in fp32.
 
     State dicts are those of the network inside, so files stay those of the architecture.
 
     Args:
         network: takes normalised images of its own size. Its last linear layer is computed in fp32 from now on.
         name: what it is to the user.
-        num_classes, img_size, mean, std: what it was, or is to be, trained on; mean and std a value a channel.
+        num_classes, img_size, mean, std: what it was, or is to be, trained on; img_size in pixels, one number or height
+            and width; mean and std a value a channel.
+
+    Attributes:
+        memory_format: the order in memory that the network is given images in: see ``engine.probe.fitted``.
+        bf16: whether it bears to run under bf16 autocast, where that is on.
     """
 
     def __init__(
@@ -38,46 +104,94 @@ class Classifier(nn.Module):
         network: nn.Module,
         name: str,
         num_classes: int,
-        img_size: int,
+        img_size: int | Size,
         mean: Sequence[float],
         std: Sequence[float],
     ):
         super().__init__()
-        self.network, self.name, self.num_classes, self.img_size = network, name, num_classes, img_size
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.network, self.name, self.num_classes, self.img_size = network, name, num_classes, pair(img_size)
+        self.normalisation = Normalise(mean, std)
+        self.memory_format, self.bf16 = torch.contiguous_format, True
         if type(self.head) is nn.Linear:
             self.head.__class__ = _ExactLinear
 
     @property
-    def head(self) -> nn.Linear | None:
-        """The last linear layer in the order of ``modules()``."""
-        return next((m for m in reversed(list(self.network.modules())) if isinstance(m, nn.Linear)), None)
+    def mean(self) -> Tensor:
+        """Of each channel: (1, C, 1, 1)."""
+        return self.normalisation.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Of each channel: (1, C, 1, 1)."""
+        return self.normalisation.std
+
+    @property
+    def input_format(self) -> dict[str, list[float]]:
+        """What it takes, as files keep it: img_size (H, W), mean and std a value a channel."""
+        values = {"mean": self.mean, "std": self.std}
+        return {"img_size": list(self.img_size)} | {
+            n: [round(v, 6) for v in t.flatten().tolist()] for n, t in values.items()
+        }
+
+    def __str__(self) -> str:
+        colours = "grey" if self.channels == 1 else "colour"
+        mean, std = (" ".join(f"{v:.4g}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
+        return f"{self.name} takes {colours} images of {size_text(self.img_size)} pixels, mean {mean}, std {std}"
+
+    @property
+    def channels(self) -> int:
+        """Of the images that the network takes."""
+        return self.mean.numel()
+
+    def take(self, img_size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Images of another format from now on. Raises UserError where the channels are not as many as before."""
+        if len(mean) != self.channels:
+            raise UserError(
+                f"{self.name} takes {self.channels} channels, not {len(mean)}", "give a mean and std for each"
+            )
+        self.img_size, self.normalisation = pair(img_size), Normalise(mean, std).to(self.mean.device)
+
+    @property
+    def head(self) -> nn.Linear | nn.Conv2d | None:
+        """The last layer, in the order of ``modules()``, that can give the logits: linear, or a 1x1 convolution."""
+        layers = list(reversed(list(self.network.modules())))
+        linear = next((m for m in layers if isinstance(m, nn.Linear)), None)
+        gives = (m for m in layers if isinstance(m, nn.Conv2d) and m.out_channels == self.num_classes)
+        if linear is not None and linear.out_features == self.num_classes:
+            return linear
+        return next((m for m in gives if m.kernel_size == (1, 1)), linear)
 
     @property
     def norm_layers(self) -> list[nn.Module]:
-        """Those that remember statistics of what they were trained on."""
-        return [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        """Those that remember statistics of what they were trained on, frozen ones among them."""
+        kept = ("running_mean", "running_var")
+        modules = self.network.modules()
+        return [m for m in modules if all(isinstance(getattr(m, name, None), Tensor) for name in kept)]
 
     def normalise(self, x: Tensor) -> Tensor:
-        """What the network takes, of pixels: its size, its mean and standard deviation, channels-last memory."""
-        if x.shape[-2:] != (self.img_size, self.img_size):
-            x = F.interpolate(x, (self.img_size, self.img_size), mode="bilinear", antialias=True)
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        """What the network takes, of pixels: its channels, its size, its mean and standard deviation."""
+        x = to_channels(x, self.channels)
+        if x.shape[-2:] != self.img_size:
+            x = F.interpolate(x, self.img_size, mode="bilinear", antialias=True)
+        return self.normalisation(x).contiguous(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(self.normalise(x)).float()
+        x = self.normalise(x)
+        if self.bf16:
+            return logits_of(self.network(x), self.num_classes, self.name).float()
+        with torch.autocast(x.device.type, enabled=False):
+            return logits_of(self.network(x), self.num_classes, self.name).float()
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, num_classes) and what the last linear layer reads (B, width), both with their gradients.
+        """Logits (B, num_classes) and what the head reads (B, width), both with their gradients.
 
         Raises:
-            UserError: the network has no linear layer, or its forward does not call the last one.
+            UserError: the network has no head, or its forward does not call it.
         """
         read: list[Tensor] = []
         head = self.head
         if head is None:
-            raise UserError(f"{self.name} has no nn.Linear", "give a classifier whose last layer is an nn.Linear")
+            raise UserError(f"{self.name} has no nn.Linear", "give a classifier that ends in a linear layer")
 
         def keep(_: nn.Module, args: tuple, kwargs: dict) -> None:
             read.append(args[0] if args else kwargs["input"])
@@ -90,7 +204,7 @@ class Classifier(nn.Module):
         if not read:
             what = f"the forward of {self.name} does not call its last nn.Linear"
             raise UserError(what, "let the layer that gives the logits be the last nn.Linear of the model")
-        return logits, read[-1]
+        return logits, read[-1] if read[-1].ndim == 2 else read[-1].mean((2, 3))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return self.network.state_dict(*args, **kwargs)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..data.specs import Size, pair
 
 # Nearest x2 up-sampling repeats each pixel, so a 3-tap kernel behind it sums neighbouring taps into a 4-tap
 # transposed kernel of stride 2: row a holds the taps that reach transposed position a.
@@ -35,24 +35,20 @@ class UpsampledConv(nn.Conv2d):
         return F.conv_transpose2d(x, kernel, stride=2, padding=1)  # (B, I, h, w) -> (B, O, 2h, 2w)
 
 
-def first_grid(img_size: int) -> tuple[int, int]:
-    """Where a generative network starts: (side of its first grid, number of x2 up-samplings).
+def first_grid(img_size: int | Size) -> tuple[Size, int]:
+    """Where a generative network starts: (height and width of its first grid, number of x2 up-samplings).
 
     Two up-samplings from H/4 as published; above 64 pixels five from H/32, since the first linear layer would have
-    103 M parameters at 224 pixels otherwise (the limit of 64 is chosen by us).
-
-    Raises:
-        UserError: if the size cannot be halved that often.
+    103 M parameters at 224 pixels otherwise (the limit of 64 is chosen by us). A size that cannot be halved that often
+    is grown to the next that can.
     """
-    upsamplings = 2 if img_size <= 64 else 5
-    side, rest = divmod(img_size, 2**upsamplings)
-    if rest or side == 0:
-        raise UserError(f"image size {img_size} is not a multiple of {2**upsamplings}", "choose --img_size accordingly")
-    return side, upsamplings
+    height, width = pair(img_size)
+    upsamplings = 2 if max(height, width) <= 64 else 5
+    return (-(-height // 2**upsamplings), -(-width // 2**upsamplings)), upsamplings
 
 
 class GenerativeNetwork(nn.Module):
-    """g: (B, nz) -> images (B, 3, H, W) in [0, 1].
+    """g: (B, nz) -> images (B, C, H, W) in [0, 1], the middle of a larger image where the size is no round number.
 
     Layer names follow the released code (``l1.0``, ``conv_blocks.{0,2,3,6,7,9}``), where positions 1 and 5 are the
     up-samplings that :class:`UpsampledConv` has taken in.
@@ -60,38 +56,42 @@ class GenerativeNetwork(nn.Module):
     Args:
         nz: length of the noise vector.
         ngf: width; the first layers have ``2 * ngf`` channels, the last ``ngf``.
-        img_size: H = W in pixels.
+        img_size: H and W in pixels, or one number for both.
+        channels: C.
     """
 
-    def __init__(self, nz: int = 256, ngf: int = 64, img_size: int = 32):
+    def __init__(self, nz: int = 256, ngf: int = 64, img_size: int | Size = 32, channels: int = 3):
         super().__init__()
-        self.config = {"nz": nz, "ngf": ngf, "img_size": img_size}
+        self.img_size = pair(img_size)
+        self.config = {"nz": nz, "ngf": ngf, "img_size": self.img_size, "channels": channels}
         self.grid, upsamplings = first_grid(img_size)
-        self.l1 = nn.Sequential(nn.Linear(nz, 2 * ngf * self.grid**2))
+        self.l1 = nn.Sequential(nn.Linear(nz, 2 * ngf * self.grid[0] * self.grid[1]))
         widths = [2 * ngf] * upsamplings + [ngf]
         layers = OrderedDict({"0": nn.BatchNorm2d(2 * ngf)})
         for i in range(upsamplings):
             layers[str(4 * i + 2)] = UpsampledConv(widths[i], widths[i + 1])
             layers[str(4 * i + 3)] = nn.BatchNorm2d(widths[i + 1])
             layers[str(4 * i + 4)] = nn.LeakyReLU(0.2, inplace=True)
-        layers[str(4 * upsamplings + 1)] = nn.Conv2d(ngf, 3, 3, padding=1)
+        layers[str(4 * upsamplings + 1)] = nn.Conv2d(ngf, channels, 3, padding=1)
         layers[str(4 * upsamplings + 2)] = nn.Sigmoid()
         self.conv_blocks = nn.Sequential(layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.l1(z).view(len(z), -1, self.grid, self.grid)  # (B, nz) -> (B, 2*ngf, H/4, W/4)
+        x = self.l1(z).view(len(z), -1, *self.grid)  # (B, nz) -> (B, 2*ngf, H/4, W/4)
         if self.conv_blocks[1].weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
-        return self.conv_blocks(x)  # -> (B, 3, H, W)
+        x, (height, width) = self.conv_blocks(x), self.img_size  # -> (B, C, H or more, W or more)
+        top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+        return x[:, :, top : top + height, left : left + width]  # -> (B, C, H, W)
 
 
 class Decoder(nn.Module):
-    """d: images (B, 3, H, W) -> images (B, 3, H, W) in [0, 1], any H and W (after DenseFuse, Li and Wu 2019)."""
+    """d: images (B, C, H, W) -> images (B, C, H, W) in [0, 1], any H and W (after DenseFuse, Li and Wu 2019)."""
 
-    def __init__(self):
+    def __init__(self, channels: int = 3):
         super().__init__()
         layers = OrderedDict()
-        for number, (inputs, outputs) in enumerate(((3, 8), (8, 16), (16, 8)), start=2):
+        for number, (inputs, outputs) in enumerate(((channels, 8), (8, 16), (16, 8)), start=2):
             layers[f"Conv{number}"] = nn.Sequential(
                 OrderedDict(
                     conv=nn.Conv2d(inputs, outputs, 3, padding=1),
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
                     relu=nn.ReLU(inplace=True),
                 )
             )
-        layers["Conv5"] = nn.Sequential(OrderedDict(conv=nn.Conv2d(8, 3, 3, padding=1)))
+        layers["Conv5"] = nn.Sequential(OrderedDict(conv=nn.Conv2d(8, channels, 3, padding=1)))
         self.layers = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
 
 
 class ReusableGenerator(nn.Module):
-    """G: noise (B, nz) -> images (B, 3, H, W) in [0, 1], float32.
+    """G: noise (B, nz) -> images (B, C, H, W) in [0, 1], float32.
 
     g1 and g2 may differ in width but not in ``nz`` or image size.
     """

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .. import files
+from ..data.specs import Shape, pair, size_text
 from ..errors import UserError
 from .generator import Decoder, GenerativeNetwork
 from .loading import load_into, state_dict_of
@@ -13,41 +14,43 @@ from .loading import load_into, state_dict_of
 GENERATOR_FILE, DECODER_FILE, ABANDONED_FILE = "gan_reuse.pth", "decoder.pth", "gan_abandon.pth"
 
 
-def load_generative_network(path: Path, nz: int, img_size: int) -> GenerativeNetwork:
+def load_generative_network(path: Path, nz: int, shape: Shape) -> GenerativeNetwork:
     """A saved generative network, in the width it was saved in.
 
     Raises:
-        UserError: if the file is not what it should be, or was made for another image size or nz.
+        UserError: if the file is not what it should be, or was made for images of another shape (C, H, W) or nz.
     """
     what = "reusable generative network"
-    content = _load_part(path, what, "generative_network", img_size=img_size, nz=nz)
+    content = _load_part(path, what, "generative_network", shape, nz=nz)
     width = content["config"].get("ngf")
     if not isinstance(width, int) or not 0 < width <= 4096:
         raise UserError(f"{what} {path} names no valid width", "give the file that a run wrote")
-    network = GenerativeNetwork(nz, width, img_size)
+    network = GenerativeNetwork(nz, width, shape[1:], shape[0])
     load_into(network, state_dict_of(content, path, what), path, what)
     return network
 
 
-def load_decoder(path: Path, img_size: int) -> Decoder:
+def load_decoder(path: Path, shape: Shape) -> Decoder:
     """A saved decoder. Raises UserError as :func:`load_generative_network` does."""
     what = "reusable decoder"
-    content = _load_part(path, what, "decoder", img_size=img_size)
-    decoder = Decoder()
+    content = _load_part(path, what, "decoder", shape)
+    decoder = Decoder(shape[0])
     load_into(decoder, state_dict_of(content, path, what), path, what)
     return decoder
 
 
-def _load_part(path: Path, what: str, kind: str, **made_for: int) -> dict[str, Any]:
+def _load_part(path: Path, what: str, kind: str, shape: Shape, **made_for: int) -> dict[str, Any]:
     content = files.load(path, what)
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict) or "state_dict" not in content:
         raise UserError(f"{what} {path} has no configuration", "give the file that an earlier run wrote")
     if content.get("kind") != kind:
         raise UserError(f"{what} {path} holds a {content.get('kind')}", f"give a file that holds a {kind}")
-    for name, wanted in made_for.items():
-        if content["config"].get(name) != wanted:
-            was = content["config"].get(name)
-            raise UserError(f"{what} {path} was made for {name} {was}, not {wanted}", "give a matching one")
+    was = {"channels": 3} | content["config"]  # files of the version before say nothing of channels
+    if isinstance(was.get("img_size"), int | list | tuple):
+        was["img_size"] = size_text(pair(was["img_size"]))
+    for name, wanted in {"img_size": size_text(shape[1:]), "channels": shape[0], **made_for}.items():
+        if was.get(name) != wanted:
+            raise UserError(f"{what} {path} was made for {name} {was.get(name)}, not {wanted}", "give a matching one")
     return content
 
 

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
+from ..data.specs import pair
 from ..errors import UserError
+from .classifier import Classifier
+from .names import InputFormat
+
+UNKNOWN = InputFormat()
 
 
 def state_dict_of(content: Any, path: Path | str, what: str) -> dict[str, Tensor]:
@@ -60,8 +65,12 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path | str, w
     model.load_state_dict(dict(state))
 
 
-def load_classifier(model: nn.Module, path: Path | str, what: str = "teacher checkpoint") -> dict[str, Any]:
+def load_classifier(
+    model: nn.Module, path: Path | str, what: str = "teacher checkpoint", given: InputFormat = UNKNOWN
+) -> dict[str, Any]:
     """Fills a network from a file of ours or of the CMI / Fast-Datafree model zoo.
+
+    A Classifier takes images as the file says, where it does and ``given`` does not.
 
     Returns:
         What else the file says (``arch``, ``dataset``, ``accuracy``, ...), plain values only.
@@ -71,4 +80,9 @@ def load_classifier(model: nn.Module, path: Path | str, what: str = "teacher che
     """
     content = files.load(path, what)
     load_into(model, state_dict_of(content, path, what), path, what)
+    if isinstance(model, Classifier) and isinstance(content.get("input_format"), dict):
+        kept = content["input_format"]
+        says = given.over(InputFormat(pair(kept["img_size"]), None, tuple(kept["mean"]), tuple(kept["std"])))
+        says = says.for_channels(model.channels)
+        model.take(says.img_size, says.mean, says.std)
     return {key: value for key, value in content.items() if isinstance(value, str | int | float)}

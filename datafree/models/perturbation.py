@@ -14,6 +14,8 @@ from .. import files
 from ..errors import UserError
 from .loading import load_into, state_dict_of
 
+SMALLEST = 8  # height and width in pixels: a quarter of it is reflected at the border
+
 
 class ReflectConv(nn.Conv2d):
     """``Conv2d(..., padding=kernel // 2, padding_mode="reflect")`` of stride 1.
@@ -48,34 +50,38 @@ def _bn_relu(conv: nn.Module) -> list[nn.Module]:
 
 
 class PerturbationNetwork(nn.Module):
-    """P: images (B, 3, H, W) -> (B, 3, H, W) in [-1, 1], float32; H and W multiples of 4, at least 8.
+    """P: images (B, C, H, W) -> (B, C, H, W) in [-1, 1], float32; H and W at least 8.
 
     A convolution in front of a BN has no bias, which the BN would take away again.
 
     Args:
         width: channels of the first layer; twice and four times as many follow. The cost goes with its square.
         blocks: residual blocks, at a quarter of H and W.
+        channels: C.
     """
 
-    def __init__(self, width: int = 64, blocks: int = 6):
+    def __init__(self, width: int = 64, blocks: int = 6, channels: int = 3):
         super().__init__()
-        self.config = {"width": width, "blocks": blocks}
+        self.config = {"width": width, "blocks": blocks, "channels": channels}
         w = width
         down = {"stride": 2, "padding": 1, "bias": False}
         up = {**down, "output_padding": 1}
         self.layers = nn.Sequential(
-            *_bn_relu(ReflectConv(3, w, 7)),
+            *_bn_relu(ReflectConv(channels, w, 7)),
             *_bn_relu(nn.Conv2d(w, 2 * w, 3, **down)),
             *_bn_relu(nn.Conv2d(2 * w, 4 * w, 3, **down)),  # -> (B, 4w, H/4, W/4)
             *(_ResidualBlock(4 * w) for _ in range(blocks)),
             *_bn_relu(nn.ConvTranspose2d(4 * w, 2 * w, 3, **up)),
             *_bn_relu(nn.ConvTranspose2d(2 * w, w, 3, **up)),  # -> (B, w, H, W)
-            ReflectConv(w, 3, 7, bias=True),
+            ReflectConv(w, channels, 7, bias=True),
         )
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).float().tanh()
+        height, width = x.shape[2:]
+        if height % 4 or width % 4:
+            x = F.pad(x, (0, -width % 4, 0, -height % 4), "replicate")
+        return self.layers(x)[:, :, :height, :width].float().tanh()
 
 
 def _initialise(module: nn.Module) -> None:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from ..data.specs import Size
 from .plots import MARKERS, STYLES, label_axes, log_axis
 
 NUMBERED = 20  # classes up to which a confusion matrix has its numbers in it; chosen by us
@@ -65,8 +66,8 @@ def draw_curve(metrics: pd.DataFrame, unit: str, columns: list[str], level: floa
     return figure
 
 
-def read_samples(folder: Path, size: int) -> tuple[dict[str, np.ndarray], str]:
-    """By "epoch 12", the upper row of the grid of images, size pixels wide, that a run showed; where it was found.
+def read_samples(folder: Path, size: Size) -> tuple[dict[str, np.ndarray], str]:
+    """By "epoch 12", the upper row of the grid of images of that size that a run showed; where it was found.
 
     Evenly spaced epochs of its TensorBoard, first and last among them; without, the newest, if there is one.
     """
@@ -81,18 +82,18 @@ def read_samples(folder: Path, size: int) -> tuple[dict[str, np.ndarray], str]:
         found = {"newest": newest.read_bytes()} if newest.exists() else {}
     places = np.linspace(0, len(found) - 1, min(EPOCHS, len(found))).round().astype(int)
     grids = [(label, Image.open(io.BytesIO(found[label])).convert("RGBA")) for label in np.array(list(found))[places]]
-    return {str(label): np.asarray(grid)[: size + 1] for label, grid in grids}, source
+    return {str(label): np.asarray(grid)[: size[0] + 1] for label, grid in grids}, source
 
 
-def draw_samples(rows: dict[str, np.ndarray], size: int) -> Figure:
+def draw_samples(rows: dict[str, np.ndarray], size: Size) -> Figure:
     """Rows of images of that size with lines of one pixel between them, which become transparent."""
     width = min(pixels.shape[1] for pixels in rows.values())
     grid = np.concatenate([pixels[:, :width] for pixels in rows.values()])
-    grid[:: size + 1, :, 3] = grid[:, :: size + 1, 3] = 0
+    grid[:: size[0] + 1, :, 3] = grid[:, :: size[1] + 1, 3] = 0
     figure, axes = _axes((4.8, 0.2 + 4.0 * grid.shape[0] / grid.shape[1]), "compressed")
-    step = max(1, size // 64)  # of large images some of the pixels are enough
+    step = max(1, max(size) // 64)  # of large images some of the pixels are enough
     axes.imshow(grid[::step, ::step], interpolation="none", extent=(0, width, len(grid), 0))
-    axes.set_yticks([(row + 0.5) * (size + 1) for row in range(len(rows))], list(rows))
+    axes.set_yticks([(row + 0.5) * (size[0] + 1) for row in range(len(rows))], list(rows))
     axes.tick_params(length=0, labelbottom=False)
     axes.spines[:].set_visible(False)
     return figure

@@ -18,10 +18,11 @@ from ..data.class_names import NAMES
 from ..data.specs import Images, TensorImages, test_images
 from ..engine.device import choose
 from ..engine.evaluation import predict
+from ..engine.probe import fitted
 from ..engine.randomness import Streams
 from ..errors import UserError
 from ..methods.aeahl_rg import build_generator
-from ..models.classifier import Classifier
+from ..models.classifier import Classifier, Normalise
 from ..models.generator_files import ABANDONED_FILE, DECODER_FILE, GENERATOR_FILE, load_generative_network
 from ..models.loading import load_classifier
 from ..models.perturbation import load_perturbation
@@ -48,24 +49,25 @@ class RunNetworks:
 
     @cached_property
     def teacher(self) -> Classifier:
-        return self._classifier(self.config["teacher"], self.config["teacher_path"], "teacher checkpoint")
+        path = self.config["teacher_path"]
+        return self._classifier("teacher", path, "teacher checkpoint", "file" if path else "own")
 
     @cached_property
     def student(self) -> Classifier:
         """As it was after the last epoch; the trained model, of a run of train_scratch.py."""
-        name = self.config["student" if "student" in self.config else "model"]
-        return self._classifier(name, self.path / "student_last.pth", "student checkpoint")
+        role = "student" if "student" in self.config else "model"
+        return self._classifier(role, self.path / "student_last.pth", "student checkpoint")
 
     def generator_of_next_task(self, seed: int, abandoned: bool = False) -> nn.Module:
         """G as the next task of that seed meets it: g1 random, d this run's, g2 the network kept (or the other one)."""
         parts = self.path / (ABANDONED if abandoned else KEPT), self.path / DECODER
-        return self._ready(build_generator(seed, self.nz, self.config["ngf"], self.spec.img_size, *parts))
+        return self._ready(build_generator(seed, self.nz, self.config["ngf"], self.spec.shape, *parts))
 
     @cached_property
     def generator(self) -> nn.Module:
         """G with g1 = the abandoned network, g2 = the one kept for reuse, and d: noise (B, nz) to pixels."""
         generator, file = self.generator_of_next_task(seed=0), self.path / ABANDONED
-        generator.g1 = self._ready(load_generative_network(file, self.nz, self.spec.img_size))
+        generator.g1 = self._ready(load_generative_network(file, self.nz, self.spec.shape))
         return generator
 
     @cached_property
@@ -75,9 +77,9 @@ class RunNetworks:
 
     @torch.no_grad()
     def perturb(self, x: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) to attacked pixels by the run's P. Raises UserError where the run had no attack."""
+        """Pixels (B, C, H, W) to attacked pixels by the run's P. Raises UserError where the run had no attack."""
         P, bound = self._attack
-        return perturb(P, x, bound, self.teacher)
+        return perturb(P, x, bound, self._ready(Normalise(self.spec.mean, self.spec.std)))
 
     def test_images(self) -> tuple[Images | None, list[str]]:
         """The test set, or None with a line that says why there is none. Raises UserError where it is damaged."""
@@ -98,10 +100,13 @@ class RunNetworks:
         """Random numbers for one purpose, on the device or on the CPU."""
         return Streams(seed, "cpu" if on_host else self.compute.device)[name]
 
-    def _classifier(self, name: str, path: Path | str, what: str) -> Classifier:
-        classifier = self._names.classifier(name, self.spec)
-        load_classifier(classifier, path, what)
-        return self._ready(classifier)
+    def _classifier(self, role: str, path: Path | str | None, what: str, weights: str = "none") -> Classifier:
+        given = self._names.given_format(Namespace(**self.config), role)
+        classifier = self._names.classifier(self.config[role], self.spec, given, weights)
+        if path:
+            load_classifier(classifier, path, what, given)
+        fitted(classifier, f"{what} {path}", self.spec.shape, self.compute)
+        return classifier.eval().requires_grad_(False)
 
     def _ready(self, network: nn.Module) -> nn.Module:
         return self.compute.place(network).eval().requires_grad_(False)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -28,9 +29,12 @@ from .snapshot import POOL_FILE, STATE_FILE
 FORMAT = 2  # of config.json and last.pth; another's runs are read, but not resumed
 LOCK_FILE, STATUS_FILE, METRICS_FILE = ".lock", "status.json", "metrics.csv"
 COUNTER = "epoch"  # the first column
-WRITTEN = (  # beside what a method leaves, which status.json lists
+OWN_FILES = (
     *("config.json", "log.txt", METRICS_FILE, "summary.json", STATUS_FILE, "generator_loss.npy", "synthetic.png"),
-    *("synthetic.pth", "student_last.pth", "best.pth", "report.html", STATE_FILE, POOL_FILE),
+    *("synthetic.pth", "student_last.pth", "best.pth", "report.html", STATE_FILE, POOL_FILE, LOCK_FILE),
+)
+WRITTEN = (  # beside what a method leaves, which status.json lists
+    *OWN_FILES[:-1],
     *("gan_reuse.pth", "decoder.pth", "gan_abandon.pth", "gap.pth"),  # of runs that had no status.json
 )
 
@@ -320,8 +324,18 @@ def _png(grid: Tensor) -> bytes:
 
 
 def folder_name(*parts: str | None) -> str:
-    """The parts that are not None, joined by hyphens; a path among them gives its last name."""
-    return "-".join(part.replace("imagefolder:", "").rstrip("/").rsplit("/", 1)[-1] for part in parts if part)
+    """The parts that are not None, joined by hyphens, each as :func:`slug` makes it."""
+    return "-".join(slug(part) for part in parts if part)
+
+
+def slug(name: str) -> str:
+    """A data set or model in a file's name: ``timm:a,b=1`` -> ``timm-a-b=1``, ``x/own.py:f`` -> ``own-f``."""
+    kind, colon, rest = name.partition(":")
+    if kind.endswith(".py"):
+        kind, rest = kind.removesuffix(".py").rsplit("/", 1)[-1], rest.replace("/", "-")
+    last = rest.rstrip("/").rsplit("/", 1)[-1] if colon else kind.rstrip("/").rsplit("/", 1)[-1]
+    plain = last if not colon or kind == "imagefolder" else f"{kind}-{last}"
+    return re.sub(r"[^\w.+=-]+", "-", plain).lstrip(".")
 
 
 def environment(device: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 1. Train P       at every generator iteration, on its images x and the teacher's logits on them
        y- = argmin_c T(x)_c
-       x' = clamp(x + bound * P(x))                    pixels in [0, 1]; P reads them as the teacher does, normalised
+       x' = clamp(x + bound * P(x))                    pixels in [0, 1]; P reads them normalised
        P <- Adam(log CE(T(x'), y-))
 2. Attack        x' = clamp(x + bound * P(x));  (label, c), (label', c') = argmax and max of softmax T(x), T(x')
 3. Swap          where label' = label and c' >= c:  x <-> x',  T(x) <-> T(x'),  c <-> c'
@@ -24,24 +24,25 @@ from ..data.batch import Batch, Column
 from ..data.pool import image_column
 from ..engine.context import Context
 from ..engine.randomness import initialising
-from ..models.classifier import Classifier
-from ..models.perturbation import PerturbationNetwork
+from ..errors import UserError
+from ..losses.kd import confidence
+from ..models.classifier import Normalise
+from ..models.perturbation import SMALLEST, PerturbationNetwork
 from .hard import Hard, Lesson
 
 SMALLEST_CE = torch.finfo(torch.float32).eps  # below it fp32 cannot tell a cross-entropy from 0
 
 
-def perturb(P: nn.Module, x: Tensor, bound: float, teacher: Classifier) -> Tensor:
+def perturb(P: nn.Module, x: Tensor, bound: float, normalise: nn.Module) -> Tensor:
     """x' = clamp(x + bound * P(x)): pixels (B, C, H, W) in [0, 1] to such pixels.
 
     Args:
         P: normalised images to [-1, 1], of the same shape.
         x: pixels.
         bound: in pixels of [0, 1].
-        teacher: for the normalisation that P reads images in.
+        normalise: pixels to what P reads.
     """
-    normalised = ((x - teacher.mean) / teacher.std).contiguous(memory_format=torch.channels_last)
-    return torch.clamp(x + bound * P(normalised), 0, 1)
+    return torch.clamp(x + bound * P(normalise(x).contiguous(memory_format=torch.channels_last)), 0, 1)
 
 
 def attack_loss(attacked_logits: Tensor, y_minus: Tensor) -> Tensor:
@@ -56,11 +57,6 @@ def attack_loss(attacked_logits: Tensor, y_minus: Tensor) -> Tensor:
 def mix(clean: Tensor, attacked: Tensor, mask: Tensor) -> Tensor:
     """The attacked sample where ``mask`` (B,), else the clean one: (B, ...) twice -> a new (B, ...)."""
     return torch.where(mask.view(-1, *[1] * (clean.ndim - 1)), attacked, clean)
-
-
-def confidence(logits: Tensor) -> Tensor:
-    """c = max_c softmax(logits)_c, in fp32: (B, C) -> (B,)."""
-    return logits.float().softmax(1).amax(1)
 
 
 @dataclass(frozen=True)
@@ -120,17 +116,21 @@ class Attack(Hard):
 
     def __init__(self, context: Context, config: "Attack.Config"):
         super().__init__(context, config)
+        if min(context.spec.img_size) < SMALLEST:
+            raise UserError(f"the attack needs images of at least {SMALLEST} pixels", "add --no_aea")
         with initialising(context.streams.seed, "P"):
-            network = PerturbationNetwork(config.p_width)
+            network = PerturbationNetwork(config.p_width, channels=context.spec.shape[0])
         self.P, self.bound = context.compute.place(network), config.attack_bound / 255
+        self.normalise = context.compute.place(Normalise(context.spec.mean, context.spec.std))
         self.optimizer = torch.optim.Adam(self.P.parameters(), lr=config.lr_p, betas=config.p_betas, fused=True)
+        self.observed = False  # whether there was anything to train P on
         context.observers.append(self.train_step)
 
     @property
     def columns(self) -> dict[str, Column]:
         if self.config.attack_at == "step":
             return {}
-        return {"twins": image_column(self.context.spec.img_size), "labels": ((), torch.int64)}
+        return {"twins": image_column(self.context.spec.shape), "labels": ((), torch.int64)}
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -138,10 +138,10 @@ class Attack(Hard):
 
     def train_step(self, x: Tensor, teacher_logits: Tensor) -> None:
         """Step 1: one update of P on pixels x (B, C, H, W) and the teacher's logits on them; reports "loss_gap"."""
-        y_minus = teacher_logits.argmin(1)
+        y_minus, self.observed = teacher_logits.argmin(1), True
         self.P.train()
         with self.context.compute.autocast():
-            attacked_logits = self.context.answering(perturb(self.P, x, self.bound, self.context.teacher))
+            attacked_logits = self.context.answering(perturb(self.P, x, self.bound, self.normalise))
         loss = attack_loss(attacked_logits, y_minus)
         self.context.backward(loss, list(self.P.parameters()))
         self.optimizer.step()
@@ -152,7 +152,7 @@ class Attack(Hard):
         """Step 2: pixels with their twins, each computed by itself (P in eval mode), before any swap."""
         self.P.eval()
         with self.context.compute.autocast():
-            twins = perturb(self.P, x, self.bound, self.context.teacher)
+            twins = perturb(self.P, x, self.bound, self.normalise)
         return Pair(x, twins, self.context.answers(x), self.context.answers(twins))
 
     def swapped_pair(self, x: Tensor) -> Pair:
@@ -172,7 +172,14 @@ class Attack(Hard):
 
     def lesson(self, batch: Batch) -> Lesson:
         """Step 4. Twins and labels come with the images; or, as for a method without a pool always, the whole batch is
-        attacked anew: as published, and dearer than all the rest of the step."""
+        attacked anew: as published, and dearer than all the rest of the step.
+
+        Raises:
+            UserError: P has had nothing to learn from.
+        """
+        if not self.observed:
+            remedy = "let it call context.observe(x, teacher_logits) in every iteration, or set --no_aea"
+            raise UserError("the method shows the attack no images to learn from", remedy)
         rng = self.context.streams["attack"]
         attacked = torch.rand(len(batch), generator=rng, device=rng.device) < self.config.pa
         self.context.report({"attacked_rate": attacked.float().mean()})
@@ -195,3 +202,4 @@ class Attack(Hard):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.P.load_state_dict(state["P"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.observed = bool(self.optimizer.state)

@@ -1,0 +1,70 @@
+"""Listens to what a teacher's attention layers give."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isqrt
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..losses.priors import patch_diversity_loss, patch_similarity
+from .classifier import Classifier
+
+MOST_TOKENS = 256  # of a layer that are compared with each other; chosen by us
+
+
+def attention_layers(network: nn.Module) -> list[nn.Module]:
+    """Its outermost layers of self-attention, known by their class's name."""
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in network.modules():  # a parent comes before its children
+        if (
+            module not in inside
+            and "attention" in type(module).__name__.lower()
+            and any(True for _ in module.children())
+        ):
+            found.append(module)
+            inside.update(module.modules())
+    return found
+
+
+class PatchDiversity:
+    """Of a teacher's batch, while asked to listen. The teacher's forward is not changed."""
+
+    def __init__(self, teacher: Classifier):
+        self.layers, self._listening = attention_layers(teacher.network), False
+        self._heard: list[Tensor] = []
+        self._hooks = [layer.register_forward_hook(self._hear) for layer in self.layers]
+
+    def _hear(self, layer: nn.Module, args: tuple, answer: Any) -> None:
+        tokens = answer[0] if isinstance(answer, tuple | list) else answer
+        if self._listening and isinstance(tokens, Tensor) and tokens.ndim in (3, 4):
+            self._heard.append(patch_similarity(patches(tokens)))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, the teacher's forward passes leave their similarities here; outside they cost nothing."""
+        self._heard.clear()
+        self._listening = True
+        try:
+            yield
+        finally:
+            self._listening = False
+
+    def loss(self) -> Tensor:
+        """L_patch of the batch last heard."""
+        return patch_diversity_loss(self._heard)
+
+    def remove(self) -> None:
+        """Takes the hooks off the teacher."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def patches(tokens: Tensor) -> Tensor:
+    """Tokens that stand for patches: (B, N, width) without a class token, or (B, H, W, width) -> (B, n, width)."""
+    tokens = tokens.flatten(1, -2)
+    count = tokens.shape[1]
+    if count > 2 and isqrt(count - 1) ** 2 == count - 1:  # one more than a square: the first is the class token
+        tokens = tokens[:, 1:]
+    return tokens[:, :: -(-tokens.shape[1] // MOST_TOKENS)]

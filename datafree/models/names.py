@@ -1,0 +1,227 @@
+"""Names of networks: of the registry, of a library, or of a file of the user's own, with the input format they bring.
+
+wrn40_2                                        of registry.py
+torchvision:resnet18                           of torchvision.models
+timm:vit_tiny_patch16_224,img_size=32          of timm, with arguments of its create_model
+hf:ORG/NAME   hf:FOLDER                        an image classifier of transformers
+path/to/file.py:function,depth=20              what the function returns, called with num_classes where it takes it
+"""
+
+import ast
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torchvision
+from torch import nn
+
+from .. import user_code
+from ..data.specs import Size, pair
+from ..errors import UserError, nearest_names
+
+Weights = Literal["none", "file", "own"]
+INSTALL = "pip install -r requirements-models.txt"
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What a network takes, as far as it is known; None where it is not. Mean and std a value a channel, of [0, 1]."""
+
+    img_size: Size | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def over(self, other: "InputFormat") -> "InputFormat":
+        """This one, with what it does not know taken from the other."""
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
+        return InputFormat(*(getattr(other, name) if value is None else value for name, value in known.items()))
+
+    def for_channels(self, channels: int) -> "InputFormat":
+        """With a mean and std for that many channels: one value stands for all, their average for one."""
+        fit = {name: getattr(self, name) for name in ("mean", "std")}
+        for name, values in fit.items():
+            if values is not None and len(values) != channels:
+                fit[name] = (sum(values) / len(values),) * channels
+        return InputFormat(self.img_size, channels, **fit)
+
+
+def network_of(
+    name: str, num_classes: int, known: Mapping[str, Any], given: InputFormat, weights: Weights, download: bool = False
+) -> tuple[nn.Module, InputFormat]:
+    """The network that a name means, and the format that comes with it.
+
+    Args:
+        name: see the top of the file.
+        num_classes: of the logits.
+        known: the registry's functions of the class count, by name.
+        given: what is known from elsewhere; ``channels`` decides how the network is built.
+        weights: whether it comes with weights that somebody trained, "file" or "own" (those of a transformers folder):
+            then its library's mean, std and size hold; for "none" only a size that its architecture is bound to.
+        download: whether a library may fetch from the network.
+
+    Raises:
+        UserError: an unknown name, a library that is not installed, or arguments that do not fit.
+    """
+    if user_code.is_file(name):
+        return _of_file(name, num_classes), InputFormat()
+    library, colon, rest = name.partition(":")
+    if not colon:
+        if name not in known:
+            hint = f"{nearest_names(name, known)}; or torchvision:NAME, timm:NAME, hf:NAME, FILE.py:FUNCTION"
+            raise UserError(f"unknown model {name!r}", hint)
+        return with_channels(known[name](num_classes), given.channels), InputFormat()
+    if library not in LIBRARIES:
+        raise UserError(f"unknown library {library!r} in {name!r}", f"known: {', '.join(LIBRARIES)}, FILE.py:FUNCTION")
+    wanted, arguments = with_arguments(rest)
+    try:
+        return LIBRARIES[library](wanted, num_classes, arguments, given, weights, download)
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{name} needs {error.name or error}", INSTALL) from None
+    except Exception as error:  # whatever a library raises
+        raise UserError(
+            f"{name} cannot be made: {str(error).strip() or type(error).__name__}", "see its library"
+        ) from None
+
+
+def with_arguments(text: str) -> tuple[str, dict[str, Any]]:
+    """``"NAME,a=1,b=x"`` -> ("NAME", {"a": 1, "b": "x"}). Raises UserError for an argument without a value."""
+    name, *pairs = text.split(",")
+    arguments = {}
+    for each in pairs:
+        key, equals, value = each.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"{each!r} in {text!r} is no argument", "write NAME,argument=value,argument=value")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return name, arguments
+
+
+def with_channels(network: nn.Module, channels: int | None) -> nn.Module:
+    """The network, its first convolution made anew for that many channels where it has another number."""
+    name, first = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
+    if channels and first is not None and first.in_channels != channels:
+        made = nn.Conv2d(
+            channels,
+            first.out_channels,
+            first.kernel_size,
+            first.stride,
+            first.padding,
+            first.dilation,
+            bias=first.bias is not None,
+        )
+        network.set_submodule(name, made)
+    return network
+
+
+def _of_file(name: str, num_classes: int) -> nn.Module:
+    file, _, attribute = name.partition(".py:")
+    function, arguments = with_arguments(attribute)
+    make = user_code.load(f"{file}.py:{function}", "model")
+    if isinstance(make, nn.Module):
+        return make
+    try:
+        takes = inspect.signature(make).parameters
+        free = [p for p in takes.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if "num_classes" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            arguments = {"num_classes": num_classes} | arguments
+            made = make(**arguments)
+        else:
+            made = make(*[num_classes] * bool([p for p in free if p.name not in arguments]), **arguments)
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"{name} cannot be called: {type(error).__name__}: {error}", "mend it") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{name} returns a {type(made).__name__}, no torch.nn.Module", "let it return the network")
+    return made
+
+
+def _torchvision(
+    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights, download: bool
+) -> tuple[nn.Module, InputFormat]:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(f"torchvision has no classifier {name!r}", nearest_names(name, known))
+    network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    size = getattr(network, "image_size", None)  # of a vision transformer, which takes no other
+    return with_channels(network, given.channels), InputFormat(pair(size) if size else None)
+
+
+def _timm(
+    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights, download: bool
+) -> tuple[nn.Module, InputFormat]:
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {name!r}", nearest_names(name, timm.list_models()))
+    channels = {"in_chans": given.channels} if given.channels not in (None, 3) else {}
+    network = timm.create_model(name, num_classes=num_classes, **channels | arguments)
+    about = timm.data.resolve_data_config({}, model=network)
+    own = InputFormat(pair(about["input_size"][1:]), None, tuple(about["mean"]), tuple(about["std"]))
+    bound = (getattr(network, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
+    if "img_size" in arguments:
+        own, bound = InputFormat(pair(arguments["img_size"]), None, own.mean, own.std), True
+    return network, own if weights != "none" else InputFormat(own.img_size if bound else None)
+
+
+def _transformers(
+    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights, download: bool
+) -> tuple[nn.Module, InputFormat]:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    kind, local = transformers.AutoModelForImageClassification, {"local_files_only": not download}
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (folder.is_absolute() or name.count("/") != 1):
+        raise UserError(f"hf:{name} is neither a folder nor ORG/NAME", "check the path")
+    place = str(folder) if folder.is_dir() else name
+    try:
+        if weights == "own":
+            network = kind.from_pretrained(place, **local, **arguments)
+        else:
+            config = transformers.AutoConfig.from_pretrained(place, **local, num_labels=num_classes, **arguments)
+            network = kind.from_config(config)
+    except OSError as error:
+        remedy = "check the name" if download or folder.is_dir() else "give its folder, or --download to fetch it"
+        raise UserError(f"hf:{name} cannot be read: {str(error).strip().splitlines()[0]}", remedy) from None
+    about = _preprocessing(folder) if folder.is_dir() else {}
+    size = getattr(network.config, "image_size", None)
+    bound = pair(size) if isinstance(size, int | list | tuple) else None
+    if weights == "none":
+        return network.train(), InputFormat(bound)
+    read = InputFormat(_cropped_to(about), getattr(network.config, "num_channels", None))
+    shown = InputFormat(mean=about.get("image_mean"), std=about.get("image_std"))
+    return network, read.over(InputFormat(bound)).over(shown)
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """What a transformers folder says of its images; empty where it says nothing."""
+    try:
+        about = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    shown = {name: tuple(map(float, about[name])) for name in ("image_mean", "image_std") if about.get(name)}
+    if about.get("do_normalize") is False:
+        channels = len(shown.get("image_mean", (0, 0, 0)))
+        shown = {"image_mean": (0.0,) * channels, "image_std": (1.0,) * channels}
+    return about | shown
+
+
+def _cropped_to(about: Mapping[str, Any]) -> Size | None:
+    """Height and width of what the network is given, in either of the forms that transformers writes."""
+    cropped = about.get("do_center_crop") and about.get("crop_size")
+    size = cropped or about.get("size")
+    if isinstance(size, Mapping):
+        sides = size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
+        return (int(sides[0]), int(sides[1])) if all(sides) else None
+    return pair(size) if isinstance(size, int) else None
+
+
+LIBRARIES = {"torchvision": _torchvision, "timm": _timm, "hf": _transformers}

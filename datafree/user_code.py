@@ -1,0 +1,51 @@
+"""Code of the user's own, by the file that it lies in: a method or a network that the repository knows nothing of."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError, nearest_names
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is FILE.py:SOMETHING."""
+    return ".py:" in name
+
+
+def absolute(name: str) -> str:
+    """FILE.py:SOMETHING with the whole path; any other name as it is."""
+    file, colon, attribute = name.partition(".py:")
+    return f"{Path(file + '.py').expanduser().resolve()}:{attribute}" if colon else name
+
+
+def load(name: str, what: str) -> Any:
+    """What FILE.py:SOMETHING names. Runs the file; modules beside it can be imported from it.
+
+    Args:
+        name: as the user gave it.
+        what: what it is to the user, for messages ("method").
+
+    Raises:
+        UserError: no such file, it cannot be run, or nothing of that name in it.
+    """
+    file, _, attribute = name.partition(".py:")
+    path = Path(file + ".py").expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"{what} file {path} does not exist", "check the path")
+    spec = importlib.util.spec_from_file_location(f"datafree_own_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    beside = str(path.parent)
+    sys.path.insert(0, beside)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise UserError(f"{what} file {path} cannot be run: {type(error).__name__}: {error}", "mend it") from error
+    finally:
+        sys.path.remove(beside)
+    found = getattr(module, attribute, None)
+    if found is None:
+        names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
+        raise UserError(f"{path} has nothing called {attribute!r}", nearest_names(attribute, names))
+    return found
