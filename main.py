@@ -28,6 +28,7 @@ from datafree.engine.randomness import initialising
 from datafree.methods.base import Method
 from datafree.methods.loading import method_class
 from datafree.models.loading import load_classifier
+from datafree.models.names import given_format
 from datafree.targets import chosen
 from datafree.user_code import absolute
 
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
     values.precision = compute.precision  # a resumption must not choose another
     method.complete(values)
     path = resume.run_path(parser, values, api.run_name(values, method))
-    takes = {role: registry.given_format(values, role) for role in ("teacher", "student")}
+    takes = {role: given_format(values, role) for role in ("teacher", "student")}
     weights = "file" if values.teacher_path else "own"
     teacher = registry.classifier(values.teacher, spec, takes["teacher"], weights, values.download)
     if values.teacher_path:

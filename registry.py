@@ -5,7 +5,6 @@ A data set is one ``DATASETS.add`` entry, a method one ``METHODS.add``; flags th
 """
 
 from argparse import Namespace
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
-from datafree.models.names import InputFormat, Weights, network_of
+from datafree.models.names import UNKNOWN, InputFormat, Weights, classifier_of, format_of, network_of
 from datafree.models.resnet import BasicBlock, Bottleneck, ResNet
 from datafree.models.shufflenetv2 import ShuffleNetV2
 from datafree.models.vgg import VGG
@@ -167,7 +166,7 @@ DATASETS.add(
 DATASETS.add("imagenet", DatasetSpec("imagenet", 1000, 224, IMAGENET_MEAN, IMAGENET_STD, flip=True, load=load_imagenet))
 
 
-IMAGEFOLDER, ANY_FORMAT = "imagefolder:", InputFormat()
+IMAGEFOLDER = "imagefolder:"
 
 
 def dataset_spec(values: Namespace) -> DatasetSpec:
@@ -198,24 +197,15 @@ def pretrained_path(dataset: str, model: str) -> Path | None:
 
 
 def classifier(
-    name: str, spec: DatasetSpec, given: InputFormat = ANY_FORMAT, weights: Weights = "none", download: bool = False
+    name: str, spec: DatasetSpec, given: InputFormat = UNKNOWN, weights: Weights = "none", download: bool = False
 ) -> Classifier:
     """The named network for a data set, its input format what is given, else its library's, else the data set's.
 
     Raises UserError as :func:`datafree.models.names.network_of` does.
     """
-    of_data = InputFormat(spec.img_size, spec.shape[0], spec.mean, spec.std)
+    of_data = format_of(spec)
     network, own = network_of(name, spec.num_classes, MODELS, given.over(of_data), weights, download)
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    channels = given.channels or own.channels or (first.in_channels if first is not None else spec.shape[0])
-    takes = given.over(own).over(of_data).for_channels(channels if channels in (1, 3) else spec.shape[0])
-    return Classifier(network, name, spec.num_classes, takes.img_size, takes.mean, takes.std)
-
-
-def given_format(values: Namespace, role: str) -> InputFormat:
-    """What the flags say of the images that the teacher, the student or the model takes."""
-    size, channels, mean, std = (getattr(values, f"{role}_{each.name}", None) for each in fields(InputFormat))
-    return InputFormat(pair(size) if size else None, channels, mean and tuple(mean), std and tuple(std))
+    return classifier_of(network, name, spec.num_classes, given.over(own), of_data)
 
 
 # Flags of main.py by (method, data set, teacher); None stands for any. Later rows win. CIFAR's are the paper's and the

@@ -38,6 +38,7 @@ from datafree.engine.randomness import Streams, initialising
 from datafree.engine.training import Training
 from datafree.errors import UserError, check_weights_finite
 from datafree.models.classifier import Classifier
+from datafree.models.names import given_format
 from datafree.runs.folder import folder_name
 from datafree.runs.run import Run, opened
 
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     values.precision = compute.precision  # a resumption must not choose another
     path = resume.run_path(parser, values, folder_name("scratch", spec.name, values.model, values.tag))
     with initialising(values.seed, "student"):
-        model = registry.classifier(values.model, spec, registry.given_format(values, "model"))
+        model = registry.classifier(values.model, spec, given_format(values, "model"))
     remarks = fitted(model, f"model {values.model}", spec.shape, compute, values.batch_size)
     report = [*parser.grouped(values), f"runs on: {compute}", f"writes to: {path}, {values.output}", *remarks]
     if values.dry_run:

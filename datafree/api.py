@@ -1,11 +1,14 @@
 """Distillation whole: what main.py runs, and the same job from Python.
 
-    run = distil(teacher, student, num_classes=10, img_size=32, mean=(.5, .5, .5), std=(.5, .5, .5), run_root="run")
+    found = distil(teacher, student, num_classes=10, img_size=32, mean=(.5, .5, .5), std=(.5, .5, .5), epochs=40)
+    found.student, found.results["accuracy_last"], found.folder
 
 The loop is :func:`loop`. How images are made is a method (datafree/methods/), what the student learns of them is its
 targets (datafree/targets/), and everything else is bookkeeping (datafree/runs/).
 """
 
+import copy
+import json
 import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -13,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .cli.flags import LengthConfig, distillation_configs
 from .cli.resume import check_same
-from .configuration import described, plain, resolve
+from .configuration import Config, described, plain, resolve
 from .data.augmentation import Augmentation, to_levels
 from .data.batch import Batch
 from .data.placement import choose_placement
 from .data.pool import ImagePool, bytes_per_image, image_column
-from .data.specs import DatasetSpec, Images, TensorImages
+from .data.specs import DatasetSpec, Images, TensorImages, pair
 from .engine import device
 from .engine.context import Context
 from .engine.device import Compute
@@ -35,6 +38,7 @@ from .errors import UserError
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
 from .models.classifier import Classifier
+from .models.names import classifier_of, format_of, given_format
 from .runs.folder import OWN_FILES, folder_name
 from .runs.run import Run, opened
 from .targets import TARGETS, Targets, chosen
@@ -220,8 +224,9 @@ def look_ahead(
     values: Namespace, spec: DatasetSpec, teacher: Classifier, student: Classifier, compute: Compute
 ) -> list[str]:
     """Both on the device, with lines for the log. Raises UserError where one cannot do its part."""
-    asked = fitted(teacher, f"teacher {values.teacher_path or values.teacher}", spec.shape, compute)
-    return asked + fitted(student, f"student {values.student}", spec.shape, compute, values.batch_size)
+    remarks = fitted(teacher, f"teacher {values.teacher_path or values.teacher}", spec.shape, compute)
+    remarks += fitted(student, f"student {values.student}", spec.shape, compute, values.batch_size)
+    return [f"teacher {teacher}", f"student {student}", *remarks]
 
 
 def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, Any], remarks: Sequence[str]) -> None:
@@ -239,62 +244,93 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
             loop(job, run, evaluation)
 
 
+@dataclass(frozen=True)
+class Distilled:
+    """What :func:`distil` gives.
+
+    Attributes:
+        student: trained, in eval mode; takes pixels in [0, 1]. The network inside is the one that was given.
+        folder: the run's, with everything that was recorded.
+        results: what its summary.json says: accuracy_last, agreement, seconds_total, ...
+    """
+
+    student: Classifier
+    folder: Path
+    results: dict[str, Any]
+
+
 def distil(
     teacher: Classifier | nn.Module,
     student: Classifier | nn.Module,
     *,
     num_classes: int,
-    img_size: int,
+    img_size: int | Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool = False,
-    test: Images | None = None,
+    test: Images | tuple[Tensor, Tensor] | None = None,
     method: type[Method] = AeahlRg,
     **flags: Any,
-) -> Path:
+) -> Distilled:
     """Distils a teacher into a student, which is trained in place, without data.
 
     Args:
-        teacher, student: networks that take images of that size, normalised by mean and std; or Classifiers, which
-            bring a size and normalisation of their own. The teacher is frozen; with bf16 its weights are rounded.
-        num_classes, img_size: of the synthetic images.
-        mean, std: a value a channel, of images in [0, 1].
+        teacher, student: networks that take images of that size, normalised by mean and std, unless the flags
+            ``teacher_img_size``, ``student_mean`` and so on say otherwise; or Classifiers, which bring a format of
+            their own. The teacher is copied, where it can be, and not changed.
+        num_classes, img_size: of the synthetic images; the size one number, or height and width.
+        mean, std: a value a channel, of images in [0, 1]: one channel or three.
         flip: whether a mirrored image keeps its class.
-        test: real images to measure accuracy on.
+        test: real images to measure accuracy on: uint8 (N, C, H, W), with labels (N,).
         method: how images are made.
         **flags: of main.py, by name: epochs, kd_steps, seed, hl, run_root, tag, ...
-
-    Returns:
-        The run folder.
 
     Raises:
         UserError: for a flag that there is not, a value out of range, or whatever else does not fit.
     """
-    spec = DatasetSpec("own", num_classes, img_size, tuple(mean), tuple(std), flip, lambda *_: test)
-    given = {"method": method.__name__, "teacher": "teacher", "student": "student", "dataset": "own"} | flags
-    targets = chosen(given.get("hl", False), given.get("no_aea", False))
-    configs = distillation_configs(method, method.__name__, targets)
-    values = resolve(configs, given, lambda known: {})
-    unknown = sorted(given.keys() - {name for config in configs.values() for name in config.__dataclass_fields__})
-    if unknown:
-        raise UserError(f"there is no flag {unknown[0]}", "see main.py --help")
-    for name in ("run_root", "data_root"):
-        setattr(values, name, Path(getattr(values, name)))
-    for config in configs.values():
-        config.of(values)
-    method.complete(values)
-    networks = [
-        network if isinstance(network, Classifier) else Classifier(network, name, num_classes, img_size, mean, std)
-        for name, network in (("teacher", teacher), ("student", student))
+    test = TensorImages(*test) if isinstance(test, tuple) else test
+    spec = DatasetSpec("own", num_classes, pair(img_size), tuple(mean), tuple(std), flip, lambda *_: test)
+    values, configs = values_from(method, flags)
+    classifiers = [
+        network
+        if isinstance(network, Classifier)
+        else classifier_of(network, role, num_classes, given_format(values, role), format_of(spec))
+        for role, network in (("teacher", copied(teacher)), ("student", student))
     ]
     compute = device.choose(values.device, values.precision)
     values.precision = compute.precision
     path = values.run_root / run_name(values, method)
     if values.resume:
         check_same(values, path, configs, "datafree.distil")
-    job = prepare(values, spec, *networks, method, compute)
+    job = prepare(values, spec, *classifiers, method, compute)
     run_job(job, path, test, described("datafree.distil", configs, values), [job.sizes(), *job.remarks])
-    return path
+    results = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    return Distilled(job.student.classifier.eval(), path, results)
+
+
+def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespace, dict[str, type[Config]]]:
+    """Every flag of main.py with that method, from those given; and their configs. Raises UserError as distil does."""
+    given = {"method": method.__name__, "teacher": "teacher", "student": "student", "dataset": "own"} | dict(flags)
+    targets = chosen(given.get("hl", False), given.get("no_aea", False))
+    configs = distillation_configs(method, method.__name__, targets)
+    unknown = sorted(given.keys() - {name for config in configs.values() for name in config.__dataclass_fields__})
+    if unknown:
+        raise UserError(f"there is no flag {unknown[0]}", "see main.py --help")
+    values = resolve(configs, given, lambda known: {})
+    for name in ("run_root", "data_root"):
+        setattr(values, name, Path(getattr(values, name)))
+    for config in configs.values():
+        config.of(values)
+    method.complete(values)
+    return values, configs
+
+
+def copied(teacher: nn.Module) -> nn.Module:
+    """A copy, or itself where it cannot be copied: it will be frozen, and rounded where that is faster."""
+    try:
+        return copy.deepcopy(teacher)
+    except Exception:  # whatever its parts raise
+        return teacher
 
 
 def run_name(values: Namespace, method: type[Method]) -> str:

@@ -23,7 +23,7 @@ OWN = {"g_steps": 1, "nz": 4, "ngf": 2}  # of AEAHL-RG
 
 def distil(path, student=None, teacher=None, **flags):
     teacher, student = teacher or small_network(1), student or small_network(2)
-    return api.distil(teacher, student, **SHAPE, **(FLAGS | OWN | {"run_root": path} | flags))
+    return api.distil(teacher, student, **SHAPE, **(FLAGS | OWN | {"run_root": path} | flags)).folder
 
 
 def test_two_modules_are_distilled_in_place_and_the_run_folder_comes_back(tmp_path, capsys):

@@ -53,7 +53,9 @@ def test_pa_zero_without_swap_is_the_hard_loss_without_attack_to_the_last_bit_an
 def test_a_run_with_the_attack_records_its_rates_and_leaves_p(tmp_path):
     of = {"num_classes": CLASSES, "img_size": SIZE, "mean": MEAN, "std": STD, "epochs": 3, "warmup": 1, "kd_steps": 3}
     of |= {"synthesis_batch_size": 4, "batch_size": 5, "g_steps": 2, "ngf": 2, "nz": 4, "p_width": 2, "device": "cpu"}
-    folder = distil(small_network(1), small_network(2), run_root=tmp_path, hl=True, pa=0.5, attack_bound=51.0, **of)
+    folder = distil(
+        small_network(1), small_network(2), run_root=tmp_path, hl=True, pa=0.5, attack_bound=51.0, **of
+    ).folder
     with open(folder / "metrics.csv", newline="") as file:
         row = list(csv.DictReader(file))[-1]
     for column in ("attack_success", "swap_rate", "attacked_rate", "label_disagreement"):

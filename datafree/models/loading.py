@@ -11,9 +11,7 @@ from .. import files
 from ..data.specs import pair
 from ..errors import UserError
 from .classifier import Classifier
-from .names import InputFormat
-
-UNKNOWN = InputFormat()
+from .names import UNKNOWN, InputFormat
 
 
 def state_dict_of(content: Any, path: Path | str, what: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ path/to/file.py:function,depth=20              what the function returns, called
 import ast
 import inspect
 import json
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,8 +20,9 @@ import torchvision
 from torch import nn
 
 from .. import user_code
-from ..data.specs import Size, pair
+from ..data.specs import DatasetSpec, Size, pair
 from ..errors import UserError, nearest_names
+from .classifier import Classifier
 
 Weights = Literal["none", "file", "own"]
 INSTALL = "pip install -r requirements-models.txt"
@@ -47,6 +49,30 @@ class InputFormat:
             if values is not None and len(values) != channels:
                 fit[name] = (sum(values) / len(values),) * channels
         return InputFormat(self.img_size, channels, **fit)
+
+
+UNKNOWN = InputFormat()
+
+
+def format_of(spec: DatasetSpec) -> InputFormat:
+    """That of a data set's images."""
+    return InputFormat(spec.img_size, spec.shape[0], spec.mean, spec.std)
+
+
+def given_format(values: Namespace, role: str) -> InputFormat:
+    """What the flags say of the images that the "teacher", the "student" or the "model" takes."""
+    size, channels, mean, std = (getattr(values, f"{role}_{each.name}", None) for each in fields(InputFormat))
+    return InputFormat(pair(size) if size else None, channels, mean and tuple(mean), std and tuple(std))
+
+
+def classifier_of(
+    network: nn.Module, name: str, num_classes: int, own: InputFormat, of_data: InputFormat
+) -> Classifier:
+    """A network with its own format as far as it is known, else the data's; channels as its first convolution has."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    seen = first.in_channels if first is not None and first.in_channels in (1, 3) else of_data.channels
+    takes = own.over(of_data).for_channels(own.channels or (own.mean and len(own.mean)) or seen)
+    return Classifier(network, name, num_classes, takes.img_size, takes.mean, takes.std)
 
 
 def network_of(

@@ -25,6 +25,7 @@ from ..methods.aeahl_rg import build_generator
 from ..models.classifier import Classifier, Normalise
 from ..models.generator_files import ABANDONED_FILE, DECODER_FILE, GENERATOR_FILE, load_generative_network
 from ..models.loading import load_classifier
+from ..models.names import given_format
 from ..models.perturbation import load_perturbation
 from ..targets.attack import perturb
 from .run_reader import read_run
@@ -101,7 +102,7 @@ class RunNetworks:
         return Streams(seed, "cpu" if on_host else self.compute.device)[name]
 
     def _classifier(self, role: str, path: Path | str | None, what: str, weights: str = "none") -> Classifier:
-        given = self._names.given_format(Namespace(**self.config), role)
+        given = given_format(Namespace(**self.config), role)
         classifier = self._names.classifier(self.config[role], self.spec, given, weights)
         if path:
             load_classifier(classifier, path, what, given)

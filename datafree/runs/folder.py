@@ -156,8 +156,13 @@ class RunFolder:
             raise self._cannot_write(error) from None
 
     def epochs(self, total: int, done: int = 0) -> Iterator[int]:
-        """done+1..total under the run's one bar (none where the terminal is a file)."""
-        shown = {"unit": COUNTER, "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
+        """done+1..total under the run's one bar (none where the terminal is a file; a notebook's own in a notebook)."""
+        notebook = "ipykernel" in sys.modules
+        shown = {"unit": COUNTER, "dynamic_ncols": True, "disable": not (notebook or sys.stderr.isatty())}
+        if notebook:
+            from tqdm.auto import tqdm
+        else:
+            from tqdm import tqdm
         self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, **shown)
         return iter(self.bar)
 
