@@ -2,7 +2,7 @@
 
     python train_scratch.py --model resnet34 --dataset cifar10 --batch-size 256 --lr 0.1 --epoch 200
 
-SGD with Nesterov momentum; cosine to 0, or steps at --lr_decay_milestones. The checkpoint goes to
+SGD with Nesterov momentum or AdamW; cosine to 0, or steps at --lr_decay_milestones. The checkpoint goes to
 checkpoints/pretrained/<dataset>_<model>.pth, where main.py looks for a teacher.
 """
 

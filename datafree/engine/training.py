@@ -1,11 +1,13 @@
-"""Training on real data: cross-entropy, SGD with Nesterov momentum, one augmentation call a batch."""
+"""Training on real data: cross-entropy, SGD with Nesterov momentum or AdamW, one augmentation call a batch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from ..configuration import knob
@@ -16,6 +18,18 @@ from ..models.classifier import Classifier
 from .device import Compute
 from .randomness import Streams
 from .student import OptimiserConfig
+
+
+def _sgd(parameters: Iterable[nn.Parameter], config: "Training.Config") -> torch.optim.Optimizer:
+    how = {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True, **how)
+
+
+def _adamw(parameters: Iterable[nn.Parameter], config: "Training.Config") -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+OPTIMISERS = {"sgd": _sgd, "adamw": _adamw}
 
 
 class Training:
@@ -33,8 +47,9 @@ class Training:
     @dataclass(frozen=True)
     class Config(OptimiserConfig):
         epochs: int = knob(200, "length of the run", low=1, unit="N", names=("epoch",))
-        lr: float = knob(0.1, "learning rate of SGD at the start", above=0)
-        weight_decay: float = knob(5e-4, "of SGD; raise it against overfitting", low=0)
+        optimizer: str = knob("sgd", "adamw for transformers, with --lr 1e-3 or so", choices=(*OPTIMISERS,))
+        lr: float = knob(0.1, "learning rate at the start", above=0)
+        weight_decay: float = knob(5e-4, "raise it against overfitting", low=0)
         lr_decay_milestones: tuple[int, ...] | None = knob(
             None, "divide the learning rate by 10 after these epochs (default: a cosine to 0)", low=1, unit="EPOCH"
         )
@@ -59,14 +74,7 @@ class Training:
     ):
         self.classifier, self.images, self.config = classifier, images, config
         self.augmentation, self.compute, self.streams = augmentation, compute, streams
-        self.optimizer = torch.optim.SGD(
-            classifier.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-            fused=True,
-        )
+        self.optimizer = OPTIMISERS[config.optimizer](classifier.parameters(), config)
         if config.lr_decay_milestones:
             self.scheduler = MultiStepLR(self.optimizer, config.lr_decay_milestones, gamma=0.1)
         else:

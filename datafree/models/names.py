@@ -70,8 +70,9 @@ def classifier_of(
 ) -> Classifier:
     """A network with its own format as far as it is known, else the data's; channels as its first convolution has."""
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    seen = first.in_channels if first is not None and first.in_channels in (1, 3) else of_data.channels
-    takes = own.over(of_data).for_channels(own.channels or (own.mean and len(own.mean)) or seen)
+    seen = first.in_channels if first is not None and first.in_channels in (1, 3) else None
+    channels = own.channels or seen or (own.mean and len(own.mean)) or of_data.channels
+    takes = own.over(of_data).for_channels(channels)
     return Classifier(network, name, num_classes, takes.img_size, takes.mean, takes.std)
 
 
@@ -116,8 +117,8 @@ def network_of(
 
 
 def with_arguments(text: str) -> tuple[str, dict[str, Any]]:
-    """``"NAME,a=1,b=x"`` -> ("NAME", {"a": 1, "b": "x"}). Raises UserError for an argument without a value."""
-    name, *pairs = text.split(",")
+    """``"NAME,a=(1,2),b=x"`` -> ("NAME", {"a": (1, 2), "b": "x"}). Raises UserError for an argument without a value."""
+    name, *pairs = _parts(text)
     arguments = {}
     for each in pairs:
         key, equals, value = each.partition("=")
@@ -128,6 +129,18 @@ def with_arguments(text: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, SyntaxError):
             arguments[key] = value
     return name, arguments
+
+
+def _parts(text: str) -> list[str]:
+    """Split at the commas that stand in no bracket."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def with_channels(network: nn.Module, channels: int | None) -> nn.Module:

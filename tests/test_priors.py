@@ -1,0 +1,182 @@
+"""Priors by hand, and which of them a teacher gets."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import CLASSES, MEAN, SIZE, STD, same_state, small_classifier, small_context, small_teacher, state_of
+from torch import nn
+
+from datafree.losses.priors import (
+    BINS,
+    NARROWEST,
+    image_norm,
+    patch_diversity_loss,
+    patch_similarity,
+    similarity_entropy,
+    total_variation,
+)
+from datafree.methods.priors import WITHOUT_STATISTICS, Priors
+from datafree.models.attention import PatchDiversity, attention_layers, patches
+from datafree.models.classifier import Classifier
+
+
+def test_total_variation_is_the_mean_difference_of_neighbours_down_and_right():
+    x = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    down = [
+        abs(x[b, c, i + 1, j] - x[b, c, i, j]) for b in range(2) for c in range(3) for i in range(3) for j in range(5)
+    ]
+    right = [
+        abs(x[b, c, i, j + 1] - x[b, c, i, j]) for b in range(2) for c in range(3) for i in range(4) for j in range(4)
+    ]
+    assert total_variation(x).item() == pytest.approx(sum(down).item() / len(down) + sum(right).item() / len(right))
+    assert total_variation(torch.full((1, 3, 4, 4), 0.3)) == 0 and total_variation(torch.rand(1, 3, 1, 1)) == 0
+
+
+def test_image_norm_is_the_mean_square():
+    x = torch.tensor([[[[1.0, -2.0], [0.0, 3.0]]]])
+    assert image_norm(x).item() == pytest.approx((1 + 4 + 0 + 9) / 4)
+
+
+def test_patch_similarity_is_the_cosine_of_every_two_tokens():
+    tokens = torch.randn(2, 3, 7, dtype=torch.float64)
+    for b in range(2):
+        for i in range(3):
+            for j in range(3):
+                a, c = tokens[b, i].tolist(), tokens[b, j].tolist()
+                by_hand = sum(p * q for p, q in zip(a, c, strict=True)) / math.hypot(*a) / math.hypot(*c)
+                assert patch_similarity(tokens)[b, i, j].item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def entropy_by_hand(values):
+    """Of the Gaussian kernel density over a fine grid of [-1, 1], in nats."""
+    mean = sum(values) / len(values)
+    sigma = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    h = max(sigma * len(values) ** -0.2, NARROWEST)
+    step = 2 / (BINS - 1)
+    grid = [-1 + i * step for i in range(BINS)]
+    density = [sum(math.exp(-0.5 * ((g - v) / h) ** 2) for v in values) for g in grid]
+    total = sum(density) * step
+    return -sum(d / total * math.log(max(d / total, 1e-12)) for d in density) * step
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.4])
+def test_similarity_entropy_is_that_of_the_kernel_density_up_to_its_bins(spread):
+    values = (spread * torch.randn(3, 8, 8)).clamp(-1, 1)
+    found = similarity_entropy(values)
+    for each, image in zip(found.tolist(), values, strict=True):
+        assert each == pytest.approx(entropy_by_hand(image.flatten().tolist()), abs=0.02)
+
+
+def test_entropy_grows_as_similarities_spread_and_its_gradient_spreads_them():
+    narrow, wide = (similarity_entropy(s * torch.randn(1, 10, 10)).item() for s in (0.05, 0.4))
+    assert narrow < wide
+    values = (0.2 * torch.randn(1, 10, 10)).requires_grad_()
+    for _ in range(20):
+        (gradient,) = torch.autograd.grad(similarity_entropy(values).sum(), values)
+        assert gradient.isfinite().all()
+        values = (values + 0.5 * gradient).detach().requires_grad_()
+    assert values.std() > 0.25
+    assert similarity_entropy(torch.ones(1, 4, 4, requires_grad=True)).isfinite().all()  # all alike
+
+
+def test_patch_diversity_is_minus_the_mean_over_layers_and_images():
+    layers = [0.3 * torch.randn(2, 4, 4), 0.1 * torch.randn(2, 9, 9)]
+    by_hand = -sum(similarity_entropy(layer).mean().item() for layer in layers) / 2
+    assert patch_diversity_loss(layers).item() == pytest.approx(by_hand)
+
+
+def test_a_class_token_is_left_out_maps_are_lists_of_tokens_and_long_lists_are_thinned():
+    tokens = torch.randn(2, 17, 3)
+    assert torch.equal(patches(tokens), tokens[:, 1:]) and torch.equal(patches(tokens[:, 1:]), tokens[:, 1:])
+    assert torch.equal(patches(tokens[:, 1:].view(2, 4, 4, 3)), tokens[:, 1:])
+    assert patches(torch.randn(1, 1024, 3)).shape[1] == 256
+
+
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.qkv(x), None
+
+
+class Transformer(nn.Module):
+    """Patches of 4x4 pixels, two layers of something called attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.fc = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, CLASSES)
+        self.layers = nn.ModuleList(nn.Sequential(SelfAttention()) for _ in range(2))
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = x + layer(x)[0]
+        return self.fc(x.mean(1))
+
+
+def transformer():
+    return Classifier(Transformer(), "vit", CLASSES, SIZE, MEAN, STD).eval().requires_grad_(False)
+
+
+def weights(bn=10.0, tv=None, l2=None, patch=None):
+    return SimpleNamespace(bn=bn, tv=tv, l2=l2, patch=patch)
+
+
+TEACHERS = {"batch norm": small_teacher, "none": lambda: small_teacher(batch_norm=False), "attention": transformer}
+CHOSEN = [
+    ("batch norm", weights(), {"bn": 10.0}, "priors: bn 10"),
+    ("batch norm", weights(tv=0.5), {"bn": 10.0, "tv": 0.5}, "priors: bn 10, tv 0.5"),
+    ("batch norm", weights(bn=0.0), {}, "priors: none"),
+    ("none", weights(), {"tv": 1.0, "l2": 0.1}, "no BatchNorm statistics and no attention layers"),
+    ("none", weights(tv=0.0, l2=0.2), {"l2": 0.2}, "priors: l2 0.2"),
+    (
+        "attention",
+        weights(),
+        WITHOUT_STATISTICS,
+        "priors: tv 1, l2 0.1, patch 1 (the teacher has no BatchNorm statistics)",
+    ),
+    ("attention", weights(patch=0.0), {"tv": 1.0, "l2": 0.1}, "priors: tv 1, l2 0.1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "wanted", "used", "words"), CHOSEN)
+def test_a_teacher_gets_the_priors_that_fit_what_it_has_and_the_log_names_them(kind, wanted, used, words):
+    teacher = TEACHERS[kind]()
+    priors = Priors(small_context(teacher), wanted, bn_mmt=0.0)
+    assert priors.weights == used and words in str(priors)
+    x = torch.rand(4, 3, SIZE, SIZE)
+    with priors.listening():
+        teacher(x)
+    terms = priors.terms(x)
+    assert set(terms) == {f"loss_{name}" for name in used}
+    assert float(priors.weighted(terms)) == pytest.approx(sum(used[n] * terms[f"loss_{n}"].item() for n in used))
+    if "l2" in used:
+        by_hand = torch.stack([(x[:, c] - MEAN[c]) / STD[c] for c in range(3)]).square().mean()
+        assert terms["loss_l2"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    priors.remove()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+
+
+def test_patch_diversity_hears_every_attention_layer_and_changes_nothing():
+    teacher, x = transformer(), torch.rand(2, 3, SIZE, SIZE, requires_grad=True)
+    before, plain = state_of(teacher), teacher(x)
+    assert attention_layers(teacher.network) == [layer[0] for layer in teacher.network.layers]
+    listener, heard = PatchDiversity(teacher), []
+    tokens = teacher.network.embed(teacher.normalise(x)).flatten(2).transpose(1, 2)
+    for layer in teacher.network.layers:
+        heard.append(patch_similarity(layer(tokens)[0]))
+        tokens = tokens + layer(tokens)[0]
+    with listener.listening():
+        assert torch.equal(teacher(x), plain)
+    teacher(torch.rand(2, 3, SIZE, SIZE))  # not heard
+    torch.testing.assert_close(listener.loss(), patch_diversity_loss(heard))
+    listener.loss().backward()
+    assert x.grad.abs().sum() > 0 and same_state(state_of(teacher), before)
+
+
+def test_convolutional_attention_is_none_of_ours():
+    assert attention_layers(small_classifier(1).network) == []
