@@ -2,13 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
 import torch
-from conftest import CLASSES, MEAN, SIZE, STD, same_state, small_classifier, small_network, state_of, user_error
+from conftest import CLASSES, MEAN, ROOT, SIZE, STD, same_state, small_classifier, small_network, state_of, user_error
 from programs import at_epoch, epochs_of, error_of, json_of, rows_of  # noqa: F401
 
+import datafree
 from datafree import api
 from datafree.cli.flags import LengthConfig
 from datafree.data.specs import TensorImages
@@ -24,6 +27,29 @@ OWN = {"g_steps": 1, "nz": 4, "ngf": 2}  # of AEAHL-RG
 def distil(path, student=None, teacher=None, **flags):
     teacher, student = teacher or small_network(1), student or small_network(2)
     return api.distil(teacher, student, **SHAPE, **(FLAGS | OWN | {"run_root": path} | flags)).folder
+
+
+def test_importing_the_package_costs_nothing_and_gives_what_it_names():
+    code = "import datafree, sys; print({m for m in ('torch', 'numpy') if m in sys.modules}, datafree.distil.__name__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (found.stdout, found.stderr) == ("set() distil\n", "")
+    with pytest.raises(AttributeError):
+        datafree.no_such_name  # noqa: B018
+
+
+def test_what_comes_back_is_the_student_its_folder_and_its_results_and_the_teacher_is_as_it_was(tmp_path):
+    teacher, student = small_network(1), small_network(2)
+    before, images = state_of(teacher), torch.randint(256, (20, 3, SIZE, SIZE), dtype=torch.uint8)
+    test = images, torch.arange(20) % CLASSES
+    flags = FLAGS | OWN | {"run_root": tmp_path, "precision": "bf16", "student_img_size": (6, 9)}
+    found = datafree.distil(teacher, student, **SHAPE, test=test, **flags)
+    assert found.student.network is student and not found.student.training and found.student.img_size == (6, 9)
+    assert same_state(state_of(teacher), before) and all(p.requires_grad for p in teacher.parameters())
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32} and teacher.training
+    with torch.no_grad():
+        right = found.student(images / 255).argmax(1) == test[1]
+    assert found.results["accuracy_last"] == pytest.approx(100 * right.double().mean().item(), abs=10)  # bf16 there
+    assert found.results == json_of(found.folder / "summary.json")
 
 
 def test_two_modules_are_distilled_in_place_and_the_run_folder_comes_back(tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 from conftest import CLASSES, FP32, SIZE, same_state, small_classifier, small_teacher, state_of
 
 from datafree.data.specs import TensorImages
-from datafree.engine.evaluation import Evaluation, Score, predict
+from datafree.engine.evaluation import Evaluation, Score, near_chance, predict
 
 N = 23
 
@@ -69,3 +69,27 @@ def test_a_better_score_is_one_of_higher_accuracy_or_without_accuracies_of_highe
     assert Score(50.0, 10.0).beats(Score(40.0, 90.0)) and not Score(40.0, 90.0).beats(Score(50.0, 10.0))
     assert Score(None, 60.0).beats(Score(None, 50.0)) and not Score(None, 50.0).beats(Score(None, 60.0))
     assert not Score(50.0, 90.0).beats(Score(50.0, 10.0))  # the first of equals stays
+
+
+@torch.no_grad()
+def test_the_teacher_is_described_first_with_accuracy_and_mean_confidence_and_warned_of_at_chance():
+    teacher, test = small_teacher(9), images()
+    says = answers_by_hand(teacher, test)
+    shares = [torch.softmax(teacher(level[None] / 255.0)[0].double(), 0).max().item() for level in test.images]
+    good = TensorImages(test.images, torch.tensor(says))
+    (line,) = Evaluation(teacher, good, FP32).about_teacher()
+    assert line == f"teacher: 100.00 % of {N} test images, mean confidence {100 * sum(shares) / N:.1f} %"
+    shifted = TensorImages(test.images, (torch.tensor(says) + 1) % CLASSES)  # another order of the classes
+    found = Evaluation(teacher, shifted, FP32)
+    _, warning = found.about_teacher()
+    assert found.accuracy_teacher == 0 and warning.startswith("warning: the teacher is right on 0.00 %")
+    assert all(word in warning for word in ("chance is 20 %", "--teacher_mean", "order", "--teacher_img_size"))
+    (line,) = Evaluation(teacher, None, FP32).about_teacher()
+    assert line.endswith("on noise (there are no test images)")
+
+
+@pytest.mark.parametrize(
+    ("percent", "classes", "near"), [(14, 10, True), (15, 10, False), (54, 2, True), (56, 2, False)]
+)
+def test_near_chance_is_half_as_much_again_or_a_tenth_of_the_rest(percent, classes, near):
+    assert near_chance(percent, classes) == near
