@@ -100,7 +100,7 @@ class RunFolder:
         except Timeout:
             raise UserError(f"{self.path} is in use by another run", "wait for it, or name a --tag") from None
         except (OSError, NotImplementedError) as error:  # the latter where there is no flock at all
-            if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            if getattr(error, "errno", errno.ENOSYS) not in files.LACKING:
                 raise
 
     def _cannot_write(self, error: OSError, remedy: str = "free some space, then --resume") -> UserError:
