@@ -108,7 +108,8 @@ def test_class_folders_without_a_split_are_test_images(tmp_path):
     with user_error(f"no images in {tmp_path}/train", kind=MissingData):
         spec_of(tmp_path).load("nowhere", True, False)
     other = spec_of(tmp_path, num_classes=5)  # so these are no classes
-    assert other.num_classes == 5 and specs.test_images(other, "nowhere", False)[0] is None
+    images, (remark,) = specs.test_images(other, "nowhere", False)
+    assert other.num_classes == 5 and images is None and "its 2 folders are not 5 classes" in remark
 
 
 def test_a_data_set_one_folder_further_down_is_pointed_at(tmp_path):
@@ -138,6 +139,9 @@ def test_what_is_no_data_set_is_refused_unless_the_class_count_is_given(tmp_path
     assert spec_of(tmp_path, num_classes=3).num_classes == 3
     with user_error(f"there is no folder {tmp_path}/absent", "--num_classes"):
         spec_of(tmp_path / "absent")
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with user_error("pets.zip is no folder"):
+        spec_of(tmp_path / "pets.zip")
     (tmp_path / "train").mkdir()
     refused("no class folders")
     (tmp_path / "train/cat").mkdir()

@@ -8,12 +8,12 @@ number; so a split holds what there is, and the log says what there is not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
 from .class_folders import TEST, TRAIN, folders_in, image_paths, readable, samples_of, splits_in, without_images
-from .folder_images import FolderImages, folder_images
+from .folder_images import FolderImages, Samples, folder_images
 from .image_files import EXTENSIONS
 from .specs import DamagedData, DatasetSpec, Images, MissingData
 
@@ -44,104 +44,105 @@ def imagefolder_spec(
             MissingData.
     """
     path, shape = Path(path), (len(mean), *img_size)
-    found = _find(path, num_classes)
-    classes = _numbered(path, found, num_classes) if found.names else ()
+    splits = _find(path, num_classes)
+    there = [split for split in splits.values() if split.folder]
+    if there and not any(image_paths(split.folder / name) for split in there for name in split.names):
+        raise UserError(f"there is no image in {path}", f"put some into its class folders: {' '.join(EXTENSIONS)}")
+    classes = _numbered(path, splits, num_classes) if there else ()
 
     @readable()
     def load(data_root: Path, train: bool, download: bool) -> Images:
-        split = found.splits[train]
-        if split is None:
-            raise MissingData(found.absent[train], f"put {'train' if train else 'val'}/<class>/ into {path}")
-        samples = samples_of(split, classes)
+        split = splits[train]
+        if split.folder is None:
+            raise MissingData(split.note, f"put {'train' if train else 'val'}/<class>/ into {path}")
+        samples = samples_of(split.folder, classes)
         if not samples:
-            raise MissingData(f"no image in {split}", f"put images there: {' '.join(EXTENSIONS)}")
+            raise MissingData(f"no image in {split.folder}", f"put images there: {' '.join(EXTENSIONS)}")
         images = folder_images(samples, shape, train, workers)
-        how = f"read by {images.workers} threads" if isinstance(images, FolderImages) else "in memory"
-        images.remarks = (
-            f"{'training' if train else 'test'} set: {split}, {len(samples):,} images, {how}{found.notes[train]}",
-            *_missing(f"no {'training' if train else 'test'} image of", without_images(samples, classes)),
-            *_missing("left out, for it is not in train/:", sorted(set(found.names[split]).difference(classes))),
-        )
+        images.remarks = _remarks("training" if train else "test", split, samples, classes, images)
         return images
 
     described = (f"imagefolder:{path}", len(classes) or num_classes, img_size[0], tuple(mean), tuple(std))
     return DatasetSpec(*described, flip=True, load=load, class_names=tuple(classes))
 
 
-@dataclass
-class Found:
-    """What a folder holds.
+@dataclass(frozen=True)
+class Split:
+    """Training or test images: their folder, None where there is none; its class folders; why, or how it was found."""
 
-    Attributes:
-        splits: folder of the training images (True) and of the test images (False).
-        absent: why a split is None.
-        names: the class folders of each split.
-        notes: how a split was found, for the log.
-    """
-
-    splits: dict[bool, Path | None]
-    absent: dict[bool, str]
-    names: dict[Path, list[str]]
-    notes: dict[bool, str] = field(default_factory=lambda: {True: "", False: ""})
+    folder: Path | None
+    names: list[str]
+    note: str = ""
 
 
-def _find(path: Path, num_classes: int | None) -> Found:
-    """The splits that have class folders. Raises UserError where there is none, unless the class count is given."""
+def _find(path: Path, num_classes: int | None) -> dict[bool, Split]:
+    """Training (True) and test images. Raises UserError where there are none, unless the class count is given."""
     candidates = {True: splits_in(path, TRAIN), False: splits_in(path, TEST)}
-    names = {split: folders_in(split) for splits in candidates.values() for split in splits}
-    found = Found({}, {}, {})
-    for train, splits in candidates.items():
-        found.splits[train] = chosen = next((split for split in splits if names[split]), None)
-        empty = f"{splits[0]} holds no class folders" if splits else ""
-        found.absent[train] = empty or f"no images in {path / ('train' if train else 'val')}"
-        others = [f"{split.name}/" for split in splits if split != chosen]
-        found.notes[train] = f" ({', '.join(others)} not read)" if others else ""
-    found.names = {split: names[split] for split in found.splits.values() if split}
-    if names and not found.names and num_classes is None:
-        raise DamagedData(f"{next(iter(names))} holds no class folders", "sort its images into one folder a class")
-    if not names:
-        _find_without_splits(path, found, num_classes)
-    if found.names and not any(image_paths(split / name) for split, there in found.names.items() for name in there):
-        raise UserError(f"there is no image in {path}", f"put some into its class folders: {' '.join(EXTENSIONS)}")
-    return found
+    splits = {train: _first_with_classes(path, train, folders) for train, folders in candidates.items()}
+    if not any(candidates.values()):
+        splits[False] = _without_splits(path, num_classes)
+    elif num_classes is None and not any(split.folder for split in splits.values()):
+        raise DamagedData(splits[bool(candidates[True])].note, "sort its images into one folder a class")
+    return splits
 
 
-def _find_without_splits(path: Path, found: Found, num_classes: int | None) -> None:
-    """Takes the folder's folders for the classes of test images, where they can be that."""
+def _first_with_classes(path: Path, train: bool, folders: list[Path]) -> Split:
+    names = {folder: folders_in(folder) for folder in folders}
+    chosen = next((folder for folder in folders if names[folder]), None)
+    if chosen is None:
+        lacking = f"no images in {path / ('train' if train else 'val')}"
+        return Split(None, [], f"{folders[0]} holds no class folders" if folders else lacking)
+    others = [f"{folder.name}/" for folder in folders if folder != chosen]
+    return Split(chosen, names[chosen], f" ({', '.join(others)} not read)" if others else "")
+
+
+def _without_splits(path: Path, num_classes: int | None) -> Split:
+    """The folder's folders, taken for the classes of test images where they can be that. Raises as _find does."""
     folders = folders_in(path) if path.is_dir() else []
-    what = f"{path} holds neither train/ nor val/" if path.is_dir() else f"there is no folder {path}"
-    remedy = "name a folder that holds train/ or val/, or give --num_classes"
-    inside = [name for name in folders if splits_in(path / name, (*TRAIN, *TEST))]
-    if inside:
-        what, remedy = f"{what}, but {path / inside[0]} does", f"give --dataset imagefolder:{path / inside[0]}"
-    elif len(folders) > 1 and num_classes in (None, len(folders)) and any(image_paths(path / name) for name in folders):
-        found.splits[False], found.names = path, {path: folders}
-        found.notes[False] = " (no train/ or val/ there: its folders are taken for the classes of test images)"
-        return
+    inside = [path / name for name in folders if splits_in(path / name, (*TRAIN, *TEST))]
+    what, remedy = f"{path} holds neither train/ nor val/", "name a folder that does, or give --num_classes"
+    if not path.is_dir():
+        what = f"{path} is no folder" if path.exists() else f"there is no folder {path}"
+    elif inside:
+        what, remedy = f"{what}, but {inside[0]} does", f"give --dataset imagefolder:{inside[0]}"
+    elif len(folders) > 1 and any(image_paths(path / name) for name in folders):
+        if num_classes in (None, len(folders)):
+            return Split(path, folders, " (no train/ or val/ there: its folders are taken for classes of test images)")
+        what = f"{what}, and its {len(folders)} folders are not {num_classes} classes"
     if num_classes is None:
         raise UserError(what, remedy)
-    found.absent[False] = what
+    return Split(None, [], what)
 
 
-def _numbered(path: Path, found: Found, num_classes: int | None) -> list[str]:
+def _numbered(path: Path, splits: dict[bool, Split], num_classes: int | None) -> list[str]:
     """The class names in the order of their indices.
 
     All there are; only those of the training images where these are as many as said. Raises DamagedData where they are
     not as many as said, or the splits have nothing to do with each other.
     """
-    train, test = (found.names.get(split, []) for split in (found.splits[True], found.splits[False]))
-    if train and test and not set(train) & set(test):
-        what = f"{found.splits[True]} and {found.splits[False]} have no class in common ({train[0]!r}, {test[0]!r})"
+    train, test = splits[True], splits[False]
+    if train.folder and test.folder and not set(train.names) & set(test.names):
+        what = f"{train.folder} and {test.folder} have no class in common ({train.names[0]!r}, {test.names[0]!r})"
         raise DamagedData(what, "give both the same class folders")
-    classes = sorted({*train, *test})
-    if num_classes == len(train):
-        return train
+    classes = sorted({*train.names, *test.names})
+    if num_classes == len(train.names):
+        return train.names
     if num_classes not in (None, len(classes)):
         lacking = "add a folder, an empty one will do, for each class that has no images"
         remedy = lacking if num_classes > len(classes) else "remove the folders that are no class"
         what = f"--num_classes says {num_classes}, and {path} has {len(classes)} class folders"
         raise DamagedData(what, f"leave the flag out, or {remedy}")
     return classes
+
+
+def _remarks(kind: str, split: Split, samples: Samples, classes: Sequence[str], images: Images) -> tuple[str, ...]:
+    """For the log: where the images are from, how they are read, and of which classes there are none."""
+    how = f"read by {images.workers} threads" if isinstance(images, FolderImages) else "in memory"
+    return (
+        f"{kind} set: {split.folder}, {len(samples):,} images, {how}{split.note}",
+        *_missing(f"no {kind} image of", without_images(samples, classes)),
+        *_missing("left out, for it is not in train/:", sorted(set(split.names).difference(classes))),
+    )
 
 
 def _missing(what: str, classes: Sequence[str]) -> list[str]:
