@@ -24,7 +24,7 @@ Samples = list[tuple[str, int]]  # path, class index
 Batch = tuple[Tensor, Tensor]
 IN_MEMORY, SHARE = 2**30, 1 / 8  # bytes of a split, and share of the memory, that it may take; chosen by us
 MOST_READERS = 8  # unless told otherwise; chosen by us
-AHEAD = 2  # batches that are read ahead of their use
+AHEAD, HEADERS = 2, 256  # batches that are read ahead of their use; headers that are
 CPU_MAX, CFS = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")  # a container's share: cgroup v2, v1
 
 
@@ -44,7 +44,7 @@ def folder_images(samples: Samples, shape: tuple[int, int, int], train: bool, wo
         DamagedData: at an image that is read now and cannot be.
     """
     images = FolderImages(samples, shape, workers)
-    images.crops = train and any(size_of(path) != images.size for path, _ in samples)
+    images.crops = train and images.first_of_another_size() is not None
     room = min(IN_MEMORY, SHARE * (host_memory() or math.inf))
     return images if images.crops or len(samples) * math.prod(shape) > room else images.in_memory()
 
@@ -68,6 +68,7 @@ class FolderImages:
     def __init__(self, samples: Samples, shape: tuple[int, int, int], workers: int | None = None, crops: bool = True):
         self.samples, self.shape, self.crops = samples, tuple(shape), crops
         self.workers = min(MOST_READERS, usable_processors()) if workers is None else max(1, workers)
+        quieten()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -75,6 +76,17 @@ class FolderImages:
     @property
     def size(self) -> Size:
         return self.shape[1:]
+
+    def first_of_another_size(self) -> str | None:
+        """Its path, from the files' headers; None where all have the wanted one. Raises DamagedData likewise."""
+        paths = [path for path, _ in self.samples]
+        with ThreadPoolExecutor(self.workers) as readers:
+            for first in range(0, len(paths), HEADERS):
+                some = paths[first : first + HEADERS]
+                for path, size in zip(some, readers.map(size_of, some), strict=True):
+                    if size != self.size:
+                        return path
+        return None
 
     def in_memory(self) -> TensorImages:
         """All of them, as ``batches`` gives them. Raises DamagedData at an image that cannot be read."""
@@ -107,7 +119,6 @@ class FolderImages:
         device: torch.device | str,
         crop: Callable[[Image, int], Image],
     ) -> Iterator[Batch]:
-        quieten()
         pin, started = torch.device(device).type == "cuda", deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="images") as readers:
             try:

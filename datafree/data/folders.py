@@ -9,7 +9,6 @@ from pathlib import Path
 
 from .class_folders import folders_in, readable, samples_of, without_images
 from .folder_images import FolderImages, Samples, folder_images
-from .image_files import size_of
 from .specs import DamagedData, Images, MissingData, TensorImages
 
 UNPACK = "unpack the data set again"
@@ -36,10 +35,11 @@ def load_tiny_imagenet(data_root: Path, train: bool, download: bool, workers: in
         samples = [(str(path), classes.index(wnid)) for path, wnid in annotated]
     else:
         samples = _complete(split, classes)
-    for path, _ in samples:
-        if size_of(path) != (64, 64):
-            raise DamagedData(f"the image {path} is not 64x64 pixels", UNPACK)
-    return FolderImages(samples, (3, 64, 64), workers).in_memory()
+    images = FolderImages(samples, (3, 64, 64), workers)
+    odd = images.first_of_another_size()
+    if odd is not None:
+        raise DamagedData(f"the image {odd} is not 64x64 pixels", UNPACK)
+    return images.in_memory()
 
 
 @readable()
