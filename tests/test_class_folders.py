@@ -44,9 +44,20 @@ def test_links_that_go_round_in_circles_or_up_bring_nothing_in(tmp_path):
     (tmp_path / "train/a/self").symlink_to(".")
     (tmp_path / "train/a/up").symlink_to("..")
     (tmp_path / "train/a/root").symlink_to("/")
+    (tmp_path / "train/a/knot").symlink_to("knot")
     (tmp_path / "train/c").symlink_to(tmp_path / "elsewhere/c")
     (tmp_path / "elsewhere/c/beside").symlink_to(tmp_path / "elsewhere")  # above the real folder, not above the link
+    for name, target in (("self", "."), ("up", ".."), ("top", "/")):
+        (tmp_path / "train" / name).symlink_to(target)
+    assert folders_in(tmp_path / "train") == ["a", "b", "c"]  # these are no classes
     assert [names_in(tmp_path / "train" / name) for name in "abc"] == [["1.png"], ["2.png"], ["3.png"]]
+
+
+def test_a_split_may_be_a_link_to_the_folder_that_holds_it(tmp_path):
+    touch(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "train").symlink_to(".")
+    assert splits_in(tmp_path, TRAIN) == [tmp_path / "train"] and folders_in(tmp_path / "train") == ["a", "b"]
+    assert [Path(path).name for path, _ in samples_of(tmp_path / "train", ["a", "b"])] == ["1.png", "2.png"]
 
 
 SYSTEM = (

@@ -33,9 +33,14 @@ def is_ours(name: str) -> bool:
 
 
 def folders_in(folder: Path) -> list[str]:
-    """The sorted names of the folders in a folder, and of links to such. Raises DamagedData at a link to nothing."""
+    """The sorted names of the folders in a folder, and of links to such, unless these lead to one that it lies in.
+
+    Raises DamagedData at a link to nothing.
+    """
+    around = {os.path.realpath(folder), *_above(folder)}
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_ours(entry.name) and _is_folder(entry))
+        found = [entry for entry in entries if is_ours(entry.name) and _is_folder(entry, strict=True)]
+    return sorted(entry.name for entry in found if not (entry.is_symlink() and os.path.realpath(entry.path) in around))
 
 
 def splits_in(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -43,15 +48,10 @@ def splits_in(folder: Path, names: Sequence[str]) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        there = sorted(entry.name for entry in entries if entry.name.lower() in names and _is_folder(entry))
+        there = sorted(
+            entry.name for entry in entries if entry.name.lower() in names and _is_folder(entry, strict=True)
+        )
     return [folder / name for wanted in names for name in there if name.lower() == wanted]
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    if entry.is_symlink() and not os.path.exists(entry.path):
-        what = f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there"
-        raise DamagedData(what, "put that in place, or remove the link")
-    return entry.is_dir()
 
 
 def image_paths(folder: Path) -> list[str]:
@@ -59,8 +59,7 @@ def image_paths(folder: Path) -> list[str]:
 
     A folder that links lead to twice is read once, and none that the given one lies in: links may go round in circles.
     """
-    above = Path(os.path.abspath(folder)).parents, Path(os.path.realpath(folder)).parents
-    seen, waiting, found = {os.path.realpath(path) for path in (*above[0], *above[1])}, [str(folder)], []
+    seen, waiting, found = _above(folder), [str(folder)], []
     while waiting:
         here = waiting.pop()
         if os.path.realpath(here) in seen:
@@ -68,10 +67,30 @@ def image_paths(folder: Path) -> list[str]:
         seen.add(os.path.realpath(here))
         with os.scandir(here) as entries:
             ours = sorted((entry for entry in entries if is_ours(entry.name)), key=lambda entry: entry.name)
-        waiting += [entry.path for entry in ours if entry.is_dir()]
-        files = (entry for entry in ours if is_image(entry.name) and not entry.is_dir())
-        found += [entry.path for entry in files if entry.is_file() or entry.is_symlink()]  # one to nothing fails later
+        waiting += [entry.path for entry in ours if _is_folder(entry)]
+        found += [entry.path for entry in ours if is_image(entry.name) and _is_file(entry)]
     return sorted(found, key=os.path.split)
+
+
+def _above(folder: Path) -> set[str]:
+    """The real paths of all folders that it lies in, by its name and in truth."""
+    names = Path(os.path.abspath(folder)), Path(os.path.realpath(folder))
+    return {os.path.realpath(parent) for name in names for parent in name.parents}
+
+
+def _is_folder(entry: os.DirEntry, strict: bool = False) -> bool:
+    """Or a link to one. Raises DamagedData, where ``strict``, at a link to nothing."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    if strict and not os.path.exists(entry.path):
+        what = f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there"
+        raise DamagedData(what, "put that in place, or remove the link")
+    return os.path.isdir(entry.path)
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Or a link to one, or to nothing: that is for its reader to name."""
+    return entry.is_file() if not entry.is_symlink() else os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
 def samples_of(split: Path, classes: Sequence[str]) -> Samples:
