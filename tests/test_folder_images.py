@@ -126,6 +126,15 @@ def test_a_pass_that_is_given_up_leaves_no_reader_and_reads_no_further(tmp_path,
     assert len(read) <= 30 and not any(thread.name.startswith("images") for thread in threading.enumerate())
 
 
+def test_a_bad_image_ends_the_reading_of_all_that_comes_after_it(tmp_path, monkeypatch):
+    samples, _ = whole(tmp_path, [(8, 8)])
+    read, load = [], module.load_pixels
+    monkeypatch.setattr(module, "load_pixels", lambda *how: (read.append(1), time.sleep(0.002), load(*how))[2])
+    with user_error("absent.png"):
+        FolderImages([(str(tmp_path / "absent.png"), 0), *samples * 1000], (3, 8, 8), workers=2).in_memory()
+    assert len(read) < 500
+
+
 def test_reading_takes_no_processes_and_no_shared_memory(gradients, monkeypatch):
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("a process was forked"))
     monkeypatch.setattr(torch.Tensor, "share_memory_", lambda *_: pytest.fail("shared memory was asked for"))
