@@ -187,6 +187,9 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
             described["mean"] or IMAGENET_MEAN,
             described["std"] or IMAGENET_STD,
         )
+        if len(mean) != len(std):
+            what = f"--mean has a number for each of {len(mean)} channels, --std for {len(std)}"
+            raise UserError(what, "give both: one number each for grey images, three for colours")
         spec = imagefolder_spec(path, pair(size), mean, std, described["num_classes"], workers)
     else:
         spec = DATASETS[values.dataset]

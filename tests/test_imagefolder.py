@@ -45,6 +45,13 @@ def test_train_and_val_are_numbered_alike_by_name(tmp_path):
     assert loaded(spec)[1] == [f"test set: {tmp_path}/val, 3 images, in memory"]
 
 
+def test_size_and_channels_are_as_described(tmp_path):
+    write(tmp_path, "val/a/1.png", "val/b/1.png", size=(40, 30))
+    spec = imagefolder_spec(tmp_path, (24, 16), (0.5,), (0.2,))
+    assert (spec.img_size, spec.shape, spec.mean, spec.std) == ((24, 16), (1, 24, 16), (0.5,), (0.2,))
+    assert spec.load("nowhere", False, False).images.shape == (2, 1, 24, 16)
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "testing", "dev", "Test"])
 def test_the_test_images_may_be_in_a_folder_of_another_usual_name(tmp_path, name):
     write(tmp_path, "training/ant/1.png", "training/bee/1.png", f"{name}/ant/1.png", f"{name}/bee/1.png")

@@ -36,6 +36,13 @@ def test_no_flip_is_for_every_data_set_and_the_other_descriptions_for_folders_al
         specs = [registry.dataset_spec(Namespace(dataset=name, **described, no_flip=no)) for no in (False, True)]
         assert [spec.flip for spec in specs] == [mirrored, False]
     assert registry.dataset_spec(Namespace(dataset="cifar10", **described)).flip  # an earlier version's config.json
+    folder = Namespace(
+        dataset="imagefolder:absent", **described | {"num_classes": 3, "img_size": (8, 9), "mean": (0.5,)}
+    )
+    with user_error("--mean has a number for each of 1 channels, --std for 3"):
+        registry.dataset_spec(folder)
+    folder.std = (0.5,)
+    assert registry.dataset_spec(folder).shape == (1, 8, 9) and registry.dataset_spec(folder).flip
     with user_error("--num_classes is fixed for cifar10"):
         registry.dataset_spec(Namespace(dataset="cifar10", **described | {"num_classes": 3}))
 

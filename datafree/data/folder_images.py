@@ -16,9 +16,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from .image_files import Size, centre, load_pixels, quieten, random_crop, size_of
+from .image_files import centre, load_pixels, quieten, random_crop, size_of
 from .placement import host_memory
-from .specs import Images, TensorImages
+from .specs import Images, Shape, Size, TensorImages
 
 Samples = list[tuple[str, int]]  # path, class index
 Batch = tuple[Tensor, Tensor]
@@ -28,7 +28,7 @@ AHEAD, HEADERS = 2, 256  # batches that are read ahead of their use; headers tha
 CPU_MAX, CFS = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")  # a container's share: cgroup v2, v1
 
 
-def folder_images(samples: Samples, shape: tuple[int, int, int], train: bool, workers: int | None = None) -> Images:
+def folder_images(samples: Samples, shape: Shape, train: bool, workers: int | None = None) -> Images:
     """A split of image files: in memory where it takes up to 1 GiB (and an eighth of all memory), else FolderImages.
 
     Training images that all have the wanted size come whole, for ``Augmentation`` to shift; if only one has another,
@@ -65,7 +65,7 @@ class FolderImages:
 
     remarks: tuple[str, ...] = ()
 
-    def __init__(self, samples: Samples, shape: tuple[int, int, int], workers: int | None = None, crops: bool = True):
+    def __init__(self, samples: Samples, shape: Shape, workers: int | None = None, crops: bool = True):
         self.samples, self.shape, self.crops = samples, tuple(shape), crops
         self.workers = min(MOST_READERS, usable_processors()) if workers is None else max(1, workers)
         quieten()

@@ -15,9 +15,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .specs import DamagedData
+from .specs import DamagedData, Size
 
-Size = tuple[int, int]  # height, width
 Crop = Callable[[Image.Image], Image.Image]
 EXTENSIONS = (*IMG_EXTENSIONS, ".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".jp2", ".tga", ".avif")
 SIXTEEN_BITS = ("PNG", "PPM")  # formats that Pillow may give 32-bit integers for, of 16 bits

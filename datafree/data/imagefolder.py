@@ -15,7 +15,7 @@ from ..errors import UserError
 from .class_folders import TEST, TRAIN, folders_in, image_paths, readable, samples_of, splits_in, without_images
 from .folder_images import FolderImages, Samples, folder_images
 from .image_files import EXTENSIONS
-from .specs import DamagedData, DatasetSpec, Images, MissingData
+from .specs import DamagedData, DatasetSpec, Images, MissingData, Size
 
 NAMED = 3  # classes at most in a line of the log
 
@@ -23,7 +23,7 @@ NAMED = 3  # classes at most in a line of the log
 @readable()
 def imagefolder_spec(
     path: Path | str,
-    img_size: tuple[int, int],
+    img_size: Size,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     num_classes: int | None = None,
@@ -62,7 +62,7 @@ def imagefolder_spec(
         images.remarks = _remarks("training" if train else "test", split, samples, classes, images)
         return images
 
-    described = (f"imagefolder:{path}", len(classes) or num_classes, img_size[0], tuple(mean), tuple(std))
+    described = (f"imagefolder:{path}", len(classes) or num_classes, img_size, tuple(mean), tuple(std))
     return DatasetSpec(*described, flip=True, load=load, class_names=tuple(classes))
 
 
