@@ -131,7 +131,7 @@ run_program(main.main)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_whole_process_group_stops_the_run_in_good_order(pets, tmp_path, number):
     line = distilling(pets, tmp_path, "--workers", "4", "--epochs", "400", "--save_every", "200")
     process = subprocess.Popen(
