@@ -5,6 +5,8 @@ A data set is one ``DATASETS.add`` entry, a method one ``METHODS.add``; flags th
 """
 
 from argparse import Namespace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torchvision
 from torch import nn
 
 from datafree.data.digits import load_digits, load_digits100
-from datafree.data.folders import imagefolder_spec, load_imagenet, load_tiny_imagenet
+from datafree.data.folders import load_imagenet, load_tiny_imagenet
+from datafree.data.imagefolder import imagefolder_spec
 from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
@@ -176,6 +179,7 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
         UserError: for an unknown name, a folder that is none, or a flag that the named data set has no use for.
     """
     described = {name: getattr(values, name) for name in ("img_size", "num_classes", "mean", "std")}
+    workers = getattr(values, "workers", None)  # an earlier version's config.json has none
     if values.dataset.startswith(IMAGEFOLDER):
         path = Path(values.dataset.removeprefix(IMAGEFOLDER)).expanduser()
         size, mean, std = (
@@ -183,12 +187,18 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
             described["mean"] or IMAGENET_MEAN,
             described["std"] or IMAGENET_STD,
         )
-        return imagefolder_spec(path, pair(size), mean, std, described["num_classes"])
-    spec = DATASETS[values.dataset]
-    for name, value in described.items():
-        if value is not None:
-            raise UserError(f"--{name} is fixed for {spec.name}", "leave it out; it describes imagefolder:PATH")
-    return spec
+        if len(mean) != len(std):
+            what = f"--mean has a number for each of {len(mean)} channels, --std for {len(std)}"
+            raise UserError(what, "give both: one number each for grey images, three for colours")
+        spec = imagefolder_spec(path, pair(size), mean, std, described["num_classes"], workers)
+    else:
+        spec = DATASETS[values.dataset]
+        for name, value in described.items():
+            if value is not None:
+                raise UserError(f"--{name} is fixed for {spec.name}", "leave it out; it describes imagefolder:PATH")
+        if spec.load in (load_tiny_imagenet, load_imagenet):  # these read image files
+            spec = replace(spec, load=partial(spec.load, workers=workers))
+    return replace(spec, flip=spec.flip and not getattr(values, "no_flip", False))
 
 
 def pretrained_path(dataset: str, model: str) -> Path | None:

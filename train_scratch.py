@@ -77,6 +77,7 @@ def main(argv: list[str]) -> None:
         return
     check_output(values, path)
     train, test = load(values, spec, compute)
+    report += [line for images in (train, test) for line in getattr(images, "remarks", ())]
     streams = Streams(values.seed, compute.device)
     augmentation = Augmentation(0 if train.crops else values.crop_padding, spec.flip)
     training = Training(model, train, Training.Config.of(values), augmentation, compute, streams)
@@ -97,10 +98,8 @@ def check_output(values: Namespace, run: Path) -> None:
 
 def load(values: Namespace, spec: DatasetSpec, compute: Compute) -> tuple[Images, Images]:
     """Training and test images, downloaded where they are absent; small sets on the device."""
-    train, test = (spec.load(values.data_root, split, True) for split in (True, False))
-    if isinstance(train, TensorImages):
-        train, test = train.to(compute.device), test.to(compute.device)
-    return train, test
+    loaded = (spec.load(values.data_root, split, True) for split in (True, False))
+    return tuple(images.to(compute.device) if isinstance(images, TensorImages) else images for images in loaded)
 
 
 def fit(values: Namespace, training: Training, test: Images, run: Run) -> None:

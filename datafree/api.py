@@ -289,8 +289,9 @@ def distil(
         UserError: for a flag that there is not, a value out of range, or whatever else does not fit.
     """
     test = TensorImages(*test) if isinstance(test, tuple) else test
-    spec = DatasetSpec("own", num_classes, pair(img_size), tuple(mean), tuple(std), flip, lambda *_: test)
     values, configs = values_from(method, flags)
+    flip = flip and not values.no_flip
+    spec = DatasetSpec("own", num_classes, pair(img_size), tuple(mean), tuple(std), flip, lambda *_: test)
     classifiers = [
         network
         if isinstance(network, Classifier)

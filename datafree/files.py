@@ -1,5 +1,6 @@
 """Files that hold tensors and plain values: written whole or not at all, loaded as data and never as code."""
 
+import errno
 import os
 import pickle
 import re
@@ -15,6 +16,8 @@ from typing import IO, Any
 import torch
 
 from .errors import UserError
+
+LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK}  # what a file system cannot do
 
 
 class _Watched:
@@ -46,11 +49,11 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary, watched = file.name, _Watched(file)
             write(watched)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+            sync(file)
+        with suppress(OSError):  # a share may know no permissions, or belong to somebody else
+            os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        _sync(path.parent)
+        _sync_names(path.parent)
     except (OSError, RuntimeError) as error:
         failure = error if isinstance(error, OSError) else watched and watched.failure
         if failure is None:
@@ -63,7 +66,17 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 os.unlink(temporary)
 
 
-def _sync(folder: Path) -> None:
+def sync(file: IO[bytes]) -> None:
+    """Has the disk hold all that was written, where the file system can be asked to. Raises OSError where it fails."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+
+
+def _sync_names(folder: Path) -> None:
     """Has the disk remember the names in a folder, where the system can."""
     with suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)

@@ -75,6 +75,14 @@ def test_teacher_and_student_may_have_formats_of_their_own_be_attacked_and_measu
     assert 0 <= summary["accuracy_last"] <= 100 and 0 <= summary["accuracy_teacher"] <= 100
 
 
+def test_no_flip_wins_over_flip(tmp_path, monkeypatch):
+    told, make = [], api.Augmentation
+    monkeypatch.setattr(api, "Augmentation", lambda *how: (told.append(how[1]), make(*how))[1])
+    for no_flip in (False, True):
+        distil(tmp_path / str(no_flip), flip=True, no_flip=no_flip)
+    assert told == [True, False]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -1,5 +1,7 @@
 """What the names of models and data sets stand for, and how names are looked up."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from conftest import user_error
@@ -26,6 +28,23 @@ def test_every_data_set_is_registered_under_its_own_name_with_its_numbers():
     specs = dict(DATASETS.items())
     assert {name: (s.num_classes, s.img_size, s.flip, s.mean, s.std) for name, s in specs.items()} == FACTS
     assert [spec.name for spec in specs.values()] == list(specs)
+
+
+def test_no_flip_is_for_every_data_set_and_the_other_descriptions_for_folders_alone():
+    described = dict.fromkeys(("img_size", "num_classes", "mean", "std"))
+    for name, mirrored in (("cifar10", True), ("svhn", False), ("imagenet", True)):
+        specs = [registry.dataset_spec(Namespace(dataset=name, **described, no_flip=no)) for no in (False, True)]
+        assert [spec.flip for spec in specs] == [mirrored, False]
+    assert registry.dataset_spec(Namespace(dataset="cifar10", **described)).flip  # an earlier version's config.json
+    folder = Namespace(
+        dataset="imagefolder:absent", **described | {"num_classes": 3, "img_size": (8, 9), "mean": (0.5,)}
+    )
+    with user_error("--mean has a number for each of 1 channels, --std for 3"):
+        registry.dataset_spec(folder)
+    folder.std = (0.5,)
+    assert registry.dataset_spec(folder).shape == (1, 8, 9) and registry.dataset_spec(folder).flip
+    with user_error("--num_classes is fixed for cifar10"):
+        registry.dataset_spec(Namespace(dataset="cifar10", **described | {"num_classes": 3}))
 
 
 def test_a_classifier_brings_the_input_format_of_its_data_set():

@@ -1,12 +1,9 @@
-"""Images in memory and in folders: which batches come, in which order, cropped how."""
+"""Images in memory: which batches come, in which order."""
 
-import numpy as np
 import pytest
 import torch
-from conftest import user_error
-from PIL import Image
 
-from datafree.data.specs import DamagedData, FolderImages, TensorImages
+from datafree.data.specs import TensorImages
 
 
 def counted_images(n: int = 10, size: int = 4) -> TensorImages:
@@ -47,49 +44,3 @@ def test_tensor_images_refuse_floats_and_unequal_lengths():
         TensorImages(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="labels"):
         TensorImages(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
-
-
-@pytest.fixture
-def gradients(tmp_path):
-    """Six images of 60x40 whose red channel runs from left to right and whose blue channel is the label times 100."""
-    samples = []
-    for i in range(6):
-        pixels = np.zeros((40, 60, 3), dtype=np.uint8)
-        pixels[..., 0], pixels[..., 2] = np.arange(60) * 4, 100 * (i // 3)
-        samples.append((str(tmp_path / f"{i}.png"), i // 3))
-        Image.fromarray(pixels).save(samples[-1][0])
-    return samples
-
-
-def test_folder_batches_resize_the_shorter_side_and_crop_the_centre(gradients):
-    (images, labels), (rest, _) = FolderImages(gradients, 28, workers=0).batches(4, "cpu")
-    assert images.shape == (4, 3, 28, 28) and rest.shape == (2, 3, 28, 28) and images.dtype == torch.uint8
-    assert labels.tolist() == [0, 0, 0, 1] and images[3, 2].unique().tolist() == [100]
-    # 60x40 -> 48x32 with 4 steps of grey every 0.8 pixels; the crop starts 10 pixels in
-    assert abs(images[0, 0, 14, 0].item() - 10 / 0.8 * 4) <= 4 and abs(images[0, 0, 14, 27].item() - 37 / 0.8 * 4) <= 4
-
-
-def test_folder_crops_are_random_yet_decided_by_the_generator_whatever_the_number_of_workers(gradients):
-    def epoch(seed, workers):
-        generator = torch.Generator().manual_seed(seed)
-        pieces = list(FolderImages(gradients, 16, workers).shuffled(4, generator, "cpu"))
-        return torch.cat([x for x, _ in pieces]), torch.cat([y for _, y in pieces])
-
-    state = torch.manual_seed(1).get_state()
-    images, labels = epoch(0, workers=0)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    again, labels_again = epoch(0, workers=2)
-    assert torch.equal(images, again) and torch.equal(labels, labels_again)
-    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1] and torch.equal(images[:, 2, 0, 0].long(), 100 * labels)
-    assert len({x[0].numpy().tobytes() for x in images}) == 6
-    assert not torch.equal(epoch(1, workers=0)[0], images)
-    assert FolderImages(gradients, 16).crops and not counted_images().crops
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_in_a_folder_is_named_in_one_line(gradients, workers):
-    with open(gradients[4][0], "wb") as file:
-        file.write(b"no image")
-    with user_error("4.png", kind=DamagedData):
-        list(FolderImages(gradients, 16, workers).batches(4, "cpu"))

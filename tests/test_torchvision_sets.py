@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.io
 from conftest import user_error
+from programs import without_privileges
 from torchvision import datasets
 
 from datafree.data.specs import DamagedData, MissingData
@@ -147,6 +148,31 @@ def test_mnist_and_svhn_download_into_the_place_they_are_read_from(tmp_path, mon
     assert len(load_mnist(root, True, True)) == 5 and len(load_mnist(root, False, False)) == 5
     assert len(load_svhn(root, False, True)) == 10 and len(load_svhn(root, True, True)) == 10
     assert sorted(entry.name for entry in root.iterdir()) == ["MNIST", "test_32x32.mat", "train_32x32.mat"]
+
+
+def test_an_archive_that_nobody_unpacked_is_pointed_at(tmp_path, monkeypatch):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"packed")
+    with user_error("no cifar10 images", f"unpack {tmp_path}/cifar-10-python.tar.gz", kind=MissingData):
+        load_cifar10(tmp_path, False, False)
+    write_mnist(tmp_path)
+    for path in (tmp_path / "MNIST/raw").iterdir():
+        path.rename(path.with_name(path.name + ".gz"))
+    with user_error(f"unpack {tmp_path}/MNIST/raw/t10k-images-idx3-ubyte.gz", kind=DamagedData):
+        load_mnist(tmp_path, True, False)
+
+
+def test_a_data_root_that_nothing_can_be_written_to_is_read_even_where_downloads_are_allowed(tmp_path, monkeypatch):
+    write_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
+    write_svhn(tmp_path, monkeypatch)
+    write_mnist(tmp_path)
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    with without_privileges(tmp_path.parent):
+        for load in (load_cifar10, load_svhn, load_mnist):
+            assert len(load(tmp_path, False, True)) > 0
+    for folder in folders:
+        folder.chmod(0o755)
 
 
 class RunsCode:

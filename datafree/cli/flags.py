@@ -13,6 +13,7 @@ from ..runs.run import SavingConfig
 from ..targets import TARGETS
 
 RESUME = "go on after the last saved epoch; given a run folder, with the flags in its config.json"
+WORKERS = "threads that read image files (default: as many as the job has processors, at most 8)"
 PRETRAINED = "checkpoints/pretrained/<dataset>_<teacher>.pth"
 Sizes, Channels = tuple[int, ...] | None, tuple[float, ...] | None
 PIXELS = {"low": 1, "high": 2**16, "unit": "PIXELS", "counts": (1, 2)}
@@ -78,6 +79,7 @@ class DataConfig(Config):
     )
     std: Channels = knob(None, "imagefolder: their standard deviation, likewise", above=0, **OF_CHANNELS)
     crop_padding: int = knob(4, "largest shift of the random crop; 0 turns it off", low=0, unit="PIXELS")
+    no_flip: bool = knob(False, "mirror no image: where left and right matter, as in letters and road signs")
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class MachineConfig(SavingConfig):
     device: str = knob("auto", "where to run", unit="auto|cpu|cuda[:i]", free=True)
     precision: str = knob("auto", "bf16 is faster where the hardware has it", choices=("auto", "fp32", "bf16"))
     seed: int = knob(0, "same seed, same numbers on the same machine", low=0, high=2**63 - 1, unit="N")
+    workers: int | None = knob(None, WORKERS, low=0, high=2**10, unit="THREADS", free=True)
     data_root: Path = knob(Path("data"), "where data sets are, or are downloaded to", unit="DIR", free=True)
     run_root: Path = knob(Path("run"), "where run folders are made", unit="DIR", free=True)
     tag: str | None = knob(None, "appended to the run folder's name", unit="NAME", check=_tag)

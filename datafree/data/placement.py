@@ -11,12 +11,15 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import LACKING
 
+BLOCK = 2**24  # bytes written at a time
 SHARE = 0.5  # of a memory that the pool may take
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -106,9 +109,25 @@ def _mapped(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):  # holes would end the process when the disk is full, without a word
-                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+            _reserve(file, size * dtype.itemsize)
             return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
     except OSError as error:
         what = f"cannot reserve {gibibytes(size * dtype.itemsize)} for the pool in {folder}: {error.strerror}"
         raise UserError(what, "free some space") from None
+    except RuntimeError as error:  # what PyTorch makes of a file system that maps no files
+        what = f"cannot map a file for the pool in {folder} ({str(error).splitlines()[0]})"
+        raise UserError(what, "choose a --run_root on a local disk, or fewer --epochs") from None
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Has the disk set that much aside: holes would end the process when it is full, without a word."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        for done in range(0, size, BLOCK):
+            file.write(bytes(min(BLOCK, size - done)))
+        file.flush()

@@ -59,15 +59,16 @@ def _load(name: str, places: tuple[str, str], read: Read, data_root: Path, train
     """
     data_root, place = Path(data_root), places[0 if train else 1]
     where = data_root / place
+    packed = _packed(where)
     if _is_empty(where):
+        what = f"no {name} images in {where}" + (f": {packed} is still packed" if packed else "")
         remedy = f"put the data there, or name the folder that holds {place} with --data_root"
         if not download:
-            raise MissingData(f"no {name} images in {where}", remedy)
+            raise MissingData(what, f"unpack {packed} where it is" if packed else remedy)
         try:
             _fetch(partial(read, train=train, download=True), data_root, place)
         except (OSError, RuntimeError, ValueError, EOFError, HTTPException) as error:  # network, disk or checksum
-            what = f"no {name} images in {where}, and downloading them failed ({_reason(error)})"
-            raise MissingData(what, remedy) from error
+            raise MissingData(f"{what}, and downloading them failed ({_reason(error)})", remedy) from error
     try:
         images, labels = read(data_root, train, False)
         return TensorImages(images, labels.long())
@@ -76,11 +77,12 @@ def _load(name: str, places: tuple[str, str], read: Read, data_root: Path, train
     except Exception as error:  # torchvision, pickle, numpy and scipy have a dozen ways to say that a file is bad
         raise DamagedData(
             f"the {name} data in {where} is incomplete or damaged ({_reason(error)})",
-            "remove it, then download it again or put a good copy there",
+            f"unpack {packed} again" if packed else "remove it, then download it again or put a good copy there",
         ) from error
 
 
 _CIFAR10, _CIFAR100 = datasets.CIFAR10, datasets.CIFAR100
+ARCHIVES = {kind.base_folder: kind.filename for kind in (_CIFAR10, _CIFAR100)}
 load_mnist = partial(_load, "mnist", ("MNIST/raw",) * 2, _read_mnist)
 load_svhn = partial(_load, "svhn", ("train_32x32.mat", "test_32x32.mat"), _read_svhn)
 load_cifar10 = partial(_load, "cifar10", (_CIFAR10.base_folder,) * 2, partial(_read_cifar, _CIFAR10))
@@ -98,6 +100,12 @@ def _fetch(read: Callable[[Path], object], data_root: Path, place: str) -> None:
         where.parent.mkdir(parents=True, exist_ok=True)
         if _is_empty(where):  # still; another run may have been quicker
             os.replace(Path(folder) / place, where)
+
+
+def _packed(where: Path) -> Path | None:
+    """An archive that what belongs there comes in, where somebody has put one."""
+    archives = [*sorted(where.glob("*.gz")), where.parent / ARCHIVES.get(where.name, "")]
+    return next(filter(os.path.isfile, archives), None)
 
 
 def _is_empty(where: Path) -> bool:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -95,12 +96,14 @@ class RunFolder:
         """Raises UserError where another process has it; a dead process has none, and some file systems know none."""
         lock = FileLock(self.path / LOCK_FILE, blocking=False)
         try:
-            lock.acquire()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file system without flock
+                lock.acquire()
             self._lock = lock
         except Timeout:
             raise UserError(f"{self.path} is in use by another run", "wait for it, or name a --tag") from None
         except (OSError, NotImplementedError) as error:  # the latter where there is no flock at all
-            if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            if getattr(error, "errno", errno.ENOSYS) not in files.LACKING:
                 raise
 
     def _cannot_write(self, error: OSError, remedy: str = "free some space, then --resume") -> UserError:

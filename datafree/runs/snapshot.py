@@ -94,8 +94,7 @@ class Snapshot:
                 for count in new:
                     checksums.append(_write_chunk(file, self.pool.rows(start, start + count)))
                     start += count
-                file.flush()
-                os.fsync(file.fileno())
+                files.sync(file)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}", "free some space, then --resume") from None
         self._checksums += checksums

@@ -1,0 +1,105 @@
+"""What a folder of images holds: splits, classes, image files. Links are followed, system files passed over.
+
+Passed over at every depth: names that begin with a dot, such as ``._x.png`` and ``.ipynb_checkpoints``, and the folders
+that systems and archives leave behind.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .folder_images import Samples
+from .image_files import is_image
+from .specs import DamagedData
+
+TRAIN = ("train", "training")
+TEST = ("val", "valid", "validation", "test", "testing", "dev")  # the first that has classes is taken
+SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Turns a folder or listing that the system refuses to read into DamagedData."""
+    try:
+        yield
+    except OSError as error:
+        raise DamagedData(f"cannot read {error.filename} ({error.strerror})", "check its permissions") from error
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file or folder of that name is the user's own, not the system's."""
+    return not name.startswith(".") and name.lower() not in SYSTEM
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The sorted names of the folders in a folder, and of links to such, unless these lead to one that it lies in.
+
+    Raises DamagedData at a link to nothing.
+    """
+    around = {os.path.realpath(folder), *_above(folder)}
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if is_ours(entry.name) and _is_folder(entry, strict=True)]
+    return sorted(entry.name for entry in found if not (entry.is_symlink() and os.path.realpath(entry.path) in around))
+
+
+def splits_in(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The folders of these names, in upper or lower case, that are there: in that order. Raises likewise."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        there = sorted(
+            entry.name for entry in entries if entry.name.lower() in names and _is_folder(entry, strict=True)
+        )
+    return [folder / name for wanted in names for name in there if name.lower() == wanted]
+
+
+def image_paths(folder: Path) -> list[str]:
+    """Every image file in and below a folder, sorted by folder and name as torchvision's ImageFolder does.
+
+    A folder that links lead to twice is read once, and none that the given one lies in: links may go round in circles.
+    """
+    seen, waiting, found = _above(folder), [str(folder)], []
+    while waiting:
+        here = waiting.pop()
+        if os.path.realpath(here) in seen:
+            continue
+        seen.add(os.path.realpath(here))
+        with os.scandir(here) as entries:
+            ours = sorted((entry for entry in entries if is_ours(entry.name)), key=lambda entry: entry.name)
+        waiting += [entry.path for entry in ours if _is_folder(entry)]
+        found += [entry.path for entry in ours if is_image(entry.name) and _is_file(entry)]
+    return sorted(found, key=os.path.split)
+
+
+def _above(folder: Path) -> set[str]:
+    """The real paths of all folders that it lies in, by its name and in truth."""
+    names = Path(os.path.abspath(folder)), Path(os.path.realpath(folder))
+    return {os.path.realpath(parent) for name in names for parent in name.parents}
+
+
+def _is_folder(entry: os.DirEntry, strict: bool = False) -> bool:
+    """Or a link to one. Raises DamagedData, where ``strict``, at a link to nothing."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    if strict and not os.path.exists(entry.path):
+        what = f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there"
+        raise DamagedData(what, "put that in place, or remove the link")
+    return os.path.isdir(entry.path)
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Or a link to one, or to nothing: that is for its reader to name."""
+    return entry.is_file() if not entry.is_symlink() else os.path.isfile(entry.path) or not os.path.exists(entry.path)
+
+
+def samples_of(split: Path, classes: Sequence[str]) -> Samples:
+    """Path and class index of every image below the class folders that are there, in order of class and path."""
+    there = [(split / name, label) for label, name in enumerate(classes) if (split / name).is_dir()]
+    return [(path, label) for folder, label in there for path in image_paths(folder)]
+
+
+def without_images(samples: Samples, classes: Sequence[str]) -> list[str]:
+    """The classes that none of the samples is of."""
+    labels = {label for _, label in samples}
+    return [name for label, name in enumerate(classes) if label not in labels]
