@@ -1,0 +1,106 @@
+"""Networks of torchvision, timm and transformers, from training to the exported student, through the programs."""
+
+import json
+
+import pytest
+import torch
+from programs import SMALL, few_digits, finished, script  # noqa: F401
+
+import train_scratch
+
+pytestmark = pytest.mark.slow
+VIT = "timm:vit_tiny_patch16_224,img_size=32,patch_size=8,embed_dim=16,depth=1,num_heads=2"
+TRAIN = ["--dataset", "digits", "--epochs", "1", "--batch_size", "32", "--precision", "fp32"]
+FORMATS = ("safetensors", "onnx", "torch_export")
+
+
+def distilled(tmp_path, teacher, student, *more):
+    """The log and the folder of a short run."""
+    networks = ["--teacher", teacher, "--student", student]
+    log = finished([*SMALL.split(), "--precision", "fp32", "--run_root", tmp_path, *networks, *more])
+    return log, next(folder for folder in tmp_path.iterdir() if folder.name.startswith("anew-"))
+
+
+def exported(folder, student):
+    """Into all three formats; each says how far it is from the student."""
+    pytest.importorskip("onnxruntime")
+    said = finished([folder, "--format", *FORMATS, "--out", folder / "out"], script("export"))
+    assert all(f"{name}:" in said for name in FORMATS)
+    card = (folder / "out" / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card and student.partition(",")[0].rpartition(":")[2] in card
+    return folder / "out"
+
+
+TRAINED = {  # teacher, student, what the log says of the teacher
+    "torchvision": ("torchvision:squeezenet1_1", "torchvision:shufflenet_v2_x0_5", "priors: tv 1, l2 0.1"),
+    "timm": (VIT, "timm:test_resnet", "priors: tv 1, l2 0.1, patch 1 (the teacher has no BatchNorm statistics)"),
+}
+
+
+@pytest.mark.parametrize(("teacher", "student", "words"), TRAINED.values(), ids=TRAINED)
+def test_a_teacher_trained_here_is_found_distilled_and_its_student_exported(tmp_path, teacher, student, words):
+    pytest.importorskip("timm")
+    checkpoint = tmp_path / "teacher.pth"
+    finished([*TRAIN, "--model", teacher, "--output", checkpoint, "--run_root", tmp_path], train_scratch)
+    kept = torch.load(checkpoint, weights_only=True)
+    assert kept["arch"] == teacher and kept["input_format"]["img_size"] == [32, 32]
+    log, folder = distilled(tmp_path, teacher, student, "--teacher_path", checkpoint)
+    assert words in log and "takes colour images of 32x32 pixels, mean 0.5 0.5 0.5" in log
+    exported(folder, student)
+
+
+def test_a_transformers_model_saved_from_a_configuration_teaches_one_and_the_student_loads_there_again(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    about = {"size": {"height": 24, "width": 24}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.3]}
+    (tmp_path / "resnet/preprocessor_config.json").write_text(json.dumps(about))
+    name = f"hf:{tmp_path / 'resnet'}"
+    log, folder = distilled(tmp_path, name, name)
+    assert folder.name == "anew-digits-hf-resnet-hf-resnet" and "priors: bn 10" in log
+    assert "takes colour images of 24x24 pixels, mean 0.4 0.5 0.6, std 0.2 0.2 0.3" in log
+    out = exported(folder, name)
+    again = transformers.AutoModelForImageClassification.from_pretrained(out)
+    best = torch.load(folder / "best.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, best[key]) for key, value in again.state_dict().items())
+
+
+OWN = """
+import torch.nn.functional as F
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, i, o, s):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(i, o, 3, s, 1, bias=False), nn.BatchNorm2d(o)
+        self.conv2, self.bn2, self.s, self.p = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o), s, o // 4
+    def forward(self, x):
+        short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.p, self.p)) if self.s == 2 else x
+        return F.relu(short + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+class resnet(nn.Module):
+    def __init__(self, num_classes, n=1):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.linear = nn.Linear(64, num_classes)
+        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(n)))
+        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(n - 1)))
+        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(n - 1)))
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean((2, 3)))
+"""
+
+
+def test_a_teacher_of_years_ago_fits_an_architecture_in_the_users_file(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    namespace = {}
+    exec(OWN, namespace)
+    state = namespace["resnet"](10).state_dict()
+    old = {f"module.{key}": value for key, value in state.items() if "num_batches_tracked" not in key}
+    torch.save({"state_dict": old, "best_prec1": 91.7}, tmp_path / "old.th")
+    log, folder = distilled(tmp_path, f"{tmp_path / 'own.py'}:resnet", "resnet8", "--teacher_path", tmp_path / "old.th")
+    assert "teacher: " in log and " of 64 test images, mean confidence " in log
+    assert folder.name == "anew-digits-own-resnet-resnet8"
