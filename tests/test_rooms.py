@@ -26,6 +26,7 @@ ALLOWED = {  # room: the rooms beside itself that it may import
     "api": ABOVE,
     "reporting": ABOVE,
     "analysis": {*ABOVE, "reporting"},
+    "export": {*ABOVE, "reporting"},
 }
 SHARED = {"methods.base", "methods.inversion", "methods.priors"}  # not the file of one method
 MODULES = {

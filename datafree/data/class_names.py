@@ -1,5 +1,6 @@
 """What the classes of the named data sets are called, in the order of their indices (Krizhevsky 2009 for CIFAR)."""
 
+DIGITS = tuple("0123456789")
 DIGITS100 = tuple(f"{left}{right}" for left in range(10) for right in range(10))
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -15,4 +16,9 @@ wardrobe whale willow_tree wolf woman worm
 """
 CIFAR100 = tuple(_CIFAR100.split())
 
-NAMES: dict[str, tuple[str, ...]] = {"digits100": DIGITS100, "cifar10": CIFAR10, "cifar100": CIFAR100}
+NAMES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("digits", "mnist", "svhn"), DIGITS),
+    "digits100": DIGITS100,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+}

@@ -14,7 +14,7 @@ from ..data.specs import Size, pair, size_text
 from ..errors import UserError
 
 
-class _ExactLinear(nn.Linear):
+class ExactLinear(nn.Linear):
     """In its weight's precision also under autocast: bf16 logits tie, and argmax then takes the lower class."""
 
     def forward(self, input: Tensor) -> Tensor:  # named as nn.Linear's: some call it by keyword
@@ -113,7 +113,7 @@ class Classifier(nn.Module):
         self.normalisation = Normalise(mean, std)
         self.memory_format, self.bf16 = torch.contiguous_format, True
         if type(self.head) is nn.Linear:
-            self.head.__class__ = _ExactLinear
+            self.head.__class__ = ExactLinear
 
     @property
     def mean(self) -> Tensor:

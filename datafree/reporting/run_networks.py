@@ -36,17 +36,27 @@ KEPT, DECODER, ABANDONED = PARTS = GENERATOR_FILE, DECODER_FILE, ABANDONED_FILE
 class RunNetworks:
     """A run's networks, each loaded when first asked for, on the device, frozen and in eval mode.
 
-    ``names`` is the module ``registry``; device and precision are as of the flags. Raises UserError where the folder is
-    no run's, or, as a network is asked for, where its file is missing or another's.
+    ``names`` is the module ``registry``; device and precision are as of the flags; ``num_classes`` is that of an image
+    folder which the run counted, and which may be gone. Raises UserError where the folder is no run's, or, as a network
+    is asked for, where its file is missing or another's.
     """
 
-    def __init__(self, path: Path | str, names: Any, device: str = "auto", precision: str = "auto"):
+    def __init__(
+        self,
+        path: Path | str,
+        names: Any,
+        device: str = "auto",
+        precision: str = "auto",
+        num_classes: int | None = None,
+    ):
         self.run, self._names = read_run(path), names
         self.path, self.config, self.compute = self.run.path, self.run.config, choose(device, precision)
+        if num_classes and self.config["dataset"].startswith("imagefolder:"):
+            self.config = self.config | {"num_classes": num_classes}
         self.spec = names.dataset_spec(Namespace(**self.config))
         self.nz: int | None = self.config.get("nz")  # None where there is no generator
-        names = self.spec.class_names or NAMES.get(self.spec.name)
-        self.class_names = list(names or map(str, range(self.spec.num_classes)))
+        self.known_class_names = self.spec.class_names or NAMES.get(self.spec.name, ())  # empty: they have none
+        self.class_names = list(self.known_class_names or map(str, range(self.spec.num_classes)))
 
     @cached_property
     def teacher(self) -> Classifier:
@@ -56,8 +66,12 @@ class RunNetworks:
     @cached_property
     def student(self) -> Classifier:
         """As it was after the last epoch; the trained model, of a run of train_scratch.py."""
+        return self.student_in("student_last.pth")
+
+    def student_in(self, file: str) -> Classifier:
+        """The student with the weights in a file of the folder."""
         role = "student" if "student" in self.config else "model"
-        return self._classifier(role, self.path / "student_last.pth", "student checkpoint")
+        return self._classifier(role, self.path / file, "student checkpoint")
 
     def generator_of_next_task(self, seed: int, abandoned: bool = False) -> nn.Module:
         """G as the next task of that seed meets it: g1 random, d this run's, g2 the network kept (or the other one)."""

@@ -1,0 +1,1 @@
+"""A student as a folder that somebody else can use: weights, input format, origin, model card."""

@@ -1,0 +1,574 @@
+"""A student leaves the house as a folder that others can use, and answers there as it did here."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import CLASSES, ROOT, small_classifier, user_error
+from PIL import Image
+from programs import (  # noqa: F401 (few_digits: a fixture)
+    FOLDER,
+    QUICK,
+    SCRATCH_FOLDER,
+    TINY_SCRATCH,
+    error_of,
+    few_digits,
+    finished,
+    json_of,
+    script,
+    tree,
+)
+from torch import nn
+
+import registry
+import train_scratch
+from datafree import files
+from datafree.export import exporting, formats
+from datafree.export.exporting import export
+from datafree.export.origin import Origin, command_of, origin_of, portable, student_of
+from datafree.models.classifier import Classifier
+from datafree.models.names import InputFormat, network_of
+
+ALL = ["safetensors", "onnx", "torch_export"]
+PROGRAM = script("export")
+
+
+def need(*modules):
+    for module in modules:
+        pytest.importorskip(module)
+
+
+def need_onnx():
+    need("onnx", "onnxscript", "onnxruntime")
+    if torch.__version__ < formats.FORMATS["onnx"].torch:
+        pytest.skip("a PyTorch that writes no ONNX with the onnxscript of today")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished tiny run."""
+    root = tmp_path_factory.mktemp("runs")
+    finished([*QUICK, "--run_root", root])
+    return root / FOLDER
+
+
+def blocks(folder):
+    """The Python blocks of a model card."""
+    return [part.partition("```")[0] for part in (folder / "README.md").read_text().split("```python\n")[1:]]
+
+
+def answers_of_card(folder, monkeypatch, path=None):
+    """The logits that each block of the card gives for an image.png, and the pixels (1, C, H, W) of that image."""
+    channels, (height, width) = (
+        json_of(folder / "config.json")["input_format"][key] for key in ("channels", "img_size")
+    )
+    levels = np.random.default_rng(0).integers(256, size=(height, width, channels), dtype=np.uint8)
+    Image.fromarray(levels.squeeze()).save(folder / "image.png")
+    monkeypatch.chdir(folder)
+    for each in path or []:
+        monkeypatch.syspath_prepend(each)
+    answers = []
+    for block in blocks(folder):
+        names = {}
+        exec(block, names)
+        answers.append(torch.as_tensor(names["logits"]))
+    (folder / "image.png").unlink()
+    return answers, torch.from_numpy(levels).permute(2, 0, 1)[None] / 255
+
+
+def check_card(folder, student, count, monkeypatch, path=None):
+    answers, pixels = answers_of_card(folder, monkeypatch, path)
+    assert len(answers) == count
+    assert (student(pixels) - student(1 - pixels)).abs().max() > 0.01
+    for logits in answers:
+        torch.testing.assert_close(logits, student(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_from_python_is_exported_there(run, tmp_path):
+    begun = shutil.copytree(run, tmp_path / "begun")
+    config = json_of(begun / "config.json") | {"program": "datafree.distil"}
+    (begun / "config.json").write_text(json.dumps(config))
+    assert "whose networks have no names" in error_of([begun], PROGRAM)
+    student, origin = student_of(run, registry)
+    export(student, origin_of(begun), ["safetensors"], tmp_path / "out")
+    assert json_of(tmp_path / "out/config.json")["origin"]["accuracy"] == origin.accuracy
+
+
+@pytest.mark.slow
+def test_a_run_s_student_leaves_in_all_formats_and_its_card_s_lines_give_its_logits(run, tmp_path, monkeypatch):
+    need_onnx()
+    out = tmp_path / "resnet8"
+    said = finished([run, "--format", *ALL, "--out", out], PROGRAM)
+    for name in ALL:
+        assert f"{name}: largest difference from the student " in said
+    assert {path.name for path in out.iterdir()} == {
+        *("README.md", "config.json", "model.safetensors", "model.onnx", "model.pt2")
+    }
+    student, _ = student_of(run, registry)
+    check_card(out, student, 3, monkeypatch, [ROOT])
+
+
+def test_what_is_exported_are_the_best_weights_or_the_last(run, tmp_path):
+    from safetensors.torch import load_file
+
+    for which, file in (("best", "best.pth"), ("last", "student_last.pth")):
+        finished([run, "--out", tmp_path / which, "--which", which], PROGRAM)
+        theirs, ours = load_file(tmp_path / which / "model.safetensors"), files.load(run / file)["state_dict"]
+        assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
+        assert json_of(tmp_path / which / "config.json")["origin"]["weights"] == which
+    finished([run, "--overwrite", "--out", tmp_path / "last"], PROGRAM)
+    assert json_of(tmp_path / "last" / "config.json")["origin"]["weights"] == "best"
+
+
+def test_config_and_card_say_what_the_run_s_files_say(run, tmp_path):
+    finished([run, "--out", tmp_path / "out"], PROGRAM)
+    config, card = json_of(tmp_path / "out/config.json"), (tmp_path / "out/README.md").read_text()
+    summary, saved = json_of(run / "summary.json"), files.load(run / "best.pth")
+    assert config["architecture"] == "resnet8" and config["num_classes"] == 10
+    assert config["class_names"] == list("0123456789")
+    takes = {"channels": 3, "img_size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    assert takes.items() <= config["input_format"].items()
+    told = {"teacher": "resnet8", "method": "anew", "dataset": "digits", "epochs": 3, "seed": 0, "complete": True}
+    told |= {"accuracy": saved["accuracy"], "agreement": saved["agreement"], "epoch": saved["epoch"]}
+    told |= {"accuracy_teacher": summary["accuracy_teacher"], "accuracy_last": pytest.approx(summary["accuracy_last"])}
+    assert told.items() <= config["origin"].items()
+    for text in (f"{saved['accuracy']:.2f} %", f"{summary['accuracy_teacher']:.2f} %", f"epoch {saved['epoch']} of 3"):
+        assert text in card
+    assert "python main.py --teacher resnet8 --teacher_path digits_resnet8.pth" in card
+
+
+def run_s_student(run, tmp_path):
+    return student_of(run, registry)
+
+
+def student_of_a_folder(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    student, _ = transformers_vit()
+    student.network.save_pretrained(tmp_path / "vit")
+    kind, config = transformers.AutoModelForImageClassification, transformers.AutoConfig
+    return made(kind.from_config(config.from_pretrained(tmp_path / "vit")), portable(f"hf:{tmp_path / 'vit'}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [run_s_student, student_of_a_folder])
+def test_nothing_of_this_machine_s_folders_is_in_an_export(make, run, tmp_path):
+    need_onnx()
+    out = tmp_path / "out"
+    student, origin = make(run, tmp_path)
+    export(student, origin, ALL, out)
+    with zipfile.ZipFile(out / "model.pt2") as archive:
+        inside = [archive.read(name) for name in archive.namelist()]
+    content = b"\n".join([*(path.read_bytes() for path in out.iterdir()), *inside])
+    for folder in (
+        tmp_path,
+        run,
+        ROOT,
+        Path(sys.prefix),
+        Path(torch.__file__).parent,
+        Path.home() / "x",
+        "site-packages",
+    ):
+        assert str(folder).removesuffix("x").encode() not in content, folder
+
+
+@pytest.mark.parametrize(
+    ("text", "stays"),
+    [
+        ("resnet8", "resnet8"),
+        ("imagefolder:/home/ann/birds", "imagefolder:birds"),
+        ("imagefolder:birds/", "imagefolder:birds"),
+        ("/home/ann b/net.py:build", "net.py:build"),
+        (r"C:\Users\ann\net.py:build", "net.py:build"),
+        ("timm:vit_tiny_patch16_224,img_size=32", "timm:vit_tiny_patch16_224,img_size=32"),
+        ("hf:/home/ann/vit", "hf:vit"),
+        ("hf:~/vit", "hf:vit"),
+        ("hf:../vit", "hf:vit"),
+        ("hf:google/vit-base-patch16-224", "hf:google/vit-base-patch16-224"),
+        ("~/t.pth", "t.pth"),
+    ],
+)
+def test_names_stay_and_the_folders_that_lead_to_them_go(text, stays):
+    assert portable(text) == stays
+
+
+def test_a_folder_that_reads_like_a_name_of_the_hub_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ann/vit").mkdir(parents=True)
+    assert portable("hf:ann/vit") == "hf:vit"
+
+
+def test_the_command_has_the_flags_that_are_not_at_their_defaults_and_no_folder():
+    defaults = {
+        "mode": "anew",
+        "hl": False,
+        "lr": 0.1,
+        "teacher_path": None,
+        "run_root": "run",
+        "betas": [0.5, 0.9],
+        "tag": None,
+    }
+    config = {"program": "main.py", "mode": "reuse_fix", "hl": True, "lr": 0.1, "teacher_path": "/home/ann/a b.pth"}
+    config |= {"run_root": "/scratch/ann", "betas": [0.1, 0.2], "tag": None, "defaults": defaults}
+    said = "python main.py --mode reuse_fix --hl --teacher_path 'a b.pth' --betas 0.1 0.2"
+    assert command_of(config) == said
+    assert command_of(config | {"program": "datafree.distil"}) is None
+
+
+def made(network, architecture, size=(16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), classes=CLASSES):
+    """A student of that name, in training mode and with statistics of its own, and its origin."""
+    student = Classifier(network, architecture, classes, size, mean, std)
+    for module in network.modules():
+        module.momentum = None  # of BatchNorm: the statistics are those of what it has seen
+    with torch.no_grad():
+        student.train()(torch.rand(16, len(mean), *student.img_size))
+        student.head.weight.mul_(50)  # logits that tell images apart
+    origin = Origin(
+        "student-shapes", architecture, "shapes", tuple(f"class {i}" for i in range(classes)), "vgg11", "anew"
+    )
+    return student, origin
+
+
+def torchvision_student():
+    return made(torchvision.models.resnet18(num_classes=CLASSES), "torchvision:resnet18", (32, 32))
+
+
+def registry_s_torchvision_student():
+    return made(registry.MODELS["mobilenetv2"](CLASSES), "mobilenetv2", (32, 32))
+
+
+def timm_convnet():
+    timm = pytest.importorskip("timm")
+    return made(timm.create_model("test_resnet", num_classes=CLASSES), "timm:test_resnet", (32, 32))
+
+
+def timm_vit():
+    timm = pytest.importorskip("timm")
+    how = {"img_size": 16, "patch_size": 4, "depth": 2}
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **how)
+    return made(network, "timm:vit_tiny_patch16_224,img_size=16,patch_size=4,depth=2")
+
+
+def transformers_vit():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(image_size=16, patch_size=4, num_labels=CLASSES, **sizes)
+    return made(transformers.AutoModelForImageClassification.from_config(config), "hf:vit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "inside"),
+    [(torchvision_student, True), (timm_convnet, True), (timm_vit, False), (transformers_vit, True)],
+)
+def test_a_library_s_student_leaves_in_all_formats_and_its_card_s_lines_give_its_logits(
+    make, inside, tmp_path, monkeypatch
+):
+    need_onnx()
+    student, origin = make()
+    out = tmp_path / "out"
+    found = export(student, origin, ALL, out, inside=inside)
+    assert list(found) == ALL and all(difference.relative < 1e-4 for difference in found.values())
+    check_card(out, student.eval(), 3, monkeypatch)
+
+
+def test_a_network_of_torchvision_under_another_name_is_torchvision_s(tmp_path, monkeypatch):
+    student, origin = registry_s_torchvision_student()
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    assert json_of(tmp_path / "out/config.json")["architecture"] == "mobilenet_v2"
+    check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("torchvision:squeezenet1_1", "torchvision"), ("resnet8", "pytorch"), ("timm:test_resnet", "timm")],
+)
+def test_a_network_made_for_grey_images_is_made_so_by_the_card_s_lines(name, library, tmp_path, monkeypatch):
+    need(library.replace("pytorch", "torch"))
+    network, _ = network_of(name, CLASSES, registry.MODELS, InputFormat(channels=1), "none")
+    student, origin = made(network, name, (32, 32), (0.4,), (0.2,))
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    assert f"library_name: {library}" in (tmp_path / "out/README.md").read_text()
+    check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
+
+
+def test_timm_s_folder_carries_input_format_and_class_names(tmp_path):
+    student, origin = timm_vit()
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    import timm
+
+    cfg = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).pretrained_cfg
+    assert tuple(cfg["input_size"]) == (3, 16, 16) and cfg["interpolation"] == "bilinear"
+    assert tuple(cfg["mean"]) == (0.4, 0.5, 0.6) and tuple(cfg["std"]) == (0.2, 0.25, 0.3)
+    assert list(cfg["label_names"]) == [f"class {i}" for i in range(CLASSES)]
+
+
+def test_transformers_folder_carries_input_format_and_class_names(tmp_path):
+    student, origin = transformers_vit()
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    from transformers import AutoConfig, AutoImageProcessor
+
+    assert AutoConfig.from_pretrained(tmp_path / "out").id2label == {i: f"class {i}" for i in range(CLASSES)}
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    levels = np.random.default_rng(0).integers(256, size=(50, 40, 3), dtype=np.uint8)
+    made_of = processor(Image.fromarray(levels), return_tensors="pt")["pixel_values"]
+    assert made_of.shape == (1, 3, 16, 16)
+    pixels = torch.from_numpy(levels).permute(2, 0, 1)[None] / 255
+    torch.testing.assert_close(made_of, student.normalise(pixels).contiguous(), rtol=0, atol=0.03)  # PIL rounds
+
+
+@pytest.mark.slow
+def test_grey_images_that_are_not_square_go_through_every_format(tmp_path, monkeypatch):
+    need_onnx()
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 10 * 14, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from net import build
+
+    student, origin = made(build(CLASSES), "net.py:build", (12, 16), (0.3,), (0.2,))
+    export(student, origin, ALL, tmp_path / "out")
+    check_card(tmp_path / "out", student.eval(), 3, monkeypatch, [tmp_path])
+
+
+def quick(**how):
+    student = small_classifier(0, **how)
+    return student, Origin("small", "small.py:SmallClassifier", "shapes")
+
+
+def test_the_student_is_left_as_it_was(tmp_path):
+    student, origin = quick()
+    student.train()
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    kind = type(student.network.fc)
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    assert student.training and type(student.network.fc) is kind
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+def test_a_student_that_cannot_be_copied_is_refused_in_one_line(tmp_path):
+    student, origin = quick()
+    student.network.kept = student.network.fc.weight * 2  # a tensor with a history
+    with user_error("small cannot be copied"):
+        export(student, origin, ["safetensors"], tmp_path / "out")
+
+
+def test_timm_loads_from_a_place_whose_name_would_mean_something_in_an_address(tmp_path):
+    student, origin = timm_vit()
+    export(student, origin, ["safetensors"], tmp_path / "a b#c?d/out")
+    assert (tmp_path / "a b#c?d/out/model.safetensors").exists()
+
+
+def test_a_card_of_a_student_without_test_images_says_what_agreement_is_of(tmp_path):
+    student, origin = quick()
+    told = dataclasses.replace(origin, teacher="vgg11", method="anew", agreement=88.5)
+    export(student, told, ["safetensors"], tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "for 88.50 % of synthetic images" in card and "accuracy on real images was not measured" in card
+    assert "model-index" not in card
+
+
+def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    def spoilt(subject, folder):
+        with torch.no_grad():
+            other = small_classifier(1)
+            formats.write_safetensors(dataclasses.replace(subject, student=other), folder)
+
+    safetensors = formats.FORMATS["safetensors"]
+    monkeypatch.setitem(formats.FORMATS, "safetensors", dataclasses.replace(safetensors, write=spoilt))
+    student, origin = quick()
+    with user_error("safetensors export of small answers otherwise", "largest difference", "0.0001"):
+        export(student, origin, ["safetensors"], tmp_path / "out")
+    assert tree(tmp_path) == {}
+    export(student, origin, ["safetensors"], tmp_path / "out", tolerance=1e9)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    student, origin = quick()
+    student.network.fc.bias.data[0] = float("nan")
+    with user_error("answers otherwise", "nan"):
+        export(student, origin, ["safetensors"], tmp_path / "out")
+    assert tree(tmp_path) == {}
+
+
+class Branching(nn.Module):
+    """Its way depends on what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        x = x.mean((2, 3))
+        return self.fc(x if x.sum() > 0 else -x)
+
+
+class OfTwo(nn.Module):
+    """Takes two images at a time, no more and no fewer."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3)).view(2, 3))
+
+
+@pytest.mark.parametrize("network", [Branching, OfTwo])
+@pytest.mark.parametrize("name", ["onnx", "torch_export"])
+def test_a_network_that_is_no_graph_is_refused_in_one_line_and_leaves_nothing(network, name, tmp_path, capfd):
+    if name == "onnx":
+        need_onnx()
+    student, origin = Classifier(network(), "odd", CLASSES, 8, (0.5,) * 3, (0.5,) * 3), quick()[1]
+    with user_error("odd cannot be written as a graph", "safetensors"):
+        export(student, origin, [name], tmp_path / "out")
+    assert tree(tmp_path) == {} and capfd.readouterr() == ("", "")
+
+
+def test_a_missing_library_is_asked_for_by_name_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    student, origin = quick()
+    with user_error("exporting to onnx needs", "onnxscript", "pip install -r requirements-models.txt"):
+        export(student, origin, ["safetensors", "onnx"], tmp_path / "out")
+    assert tree(tmp_path) == {}
+
+
+def test_a_pytorch_that_is_too_old_for_a_format_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.6.0+cpu"))
+    student, origin = quick()
+    with user_error("exporting to onnx needs PyTorch 2.7", "2.6.0"):
+        export(student, origin, ["onnx"], tmp_path / "out")
+    assert tree(tmp_path) == {}
+
+
+def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    before = tree(tmp_path)
+    assert "out is not empty" in error_of([run, "--out", tmp_path / "out"], PROGRAM)
+    assert "holds no export" in error_of([run, "--out", tmp_path / "out", "--overwrite"], PROGRAM)
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in error_of([run, "--out", tmp_path / "file"], PROGRAM)
+    assert "is a file" in error_of([run, "--out", tmp_path / "file", "--overwrite"], PROGRAM)
+    (tmp_path / "file").unlink()
+    assert tree(tmp_path) == before
+
+
+def test_overwrite_replaces_an_export_whole_and_leaves_other_files_alone(tmp_path):
+    student, origin = quick()
+    out = tmp_path / "out"
+    export(student, origin, ["safetensors", "torch_export"], out)
+    (out / "notes.txt").write_text("mine")
+    before = tree(out)
+    with user_error("is not empty", "--overwrite"):
+        export(student, origin, ["torch_export"], out)
+    assert tree(out) == before
+    export(student, origin, ["torch_export"], out, overwrite=True)
+    assert tree(out).keys() == {"README.md", "config.json", "model.pt2", "notes.txt"}
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_clone_that_is_still_empty_can_be_filled(tmp_path):
+    (tmp_path / "out/.git").mkdir(parents=True)
+    student, origin = quick()
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    assert tree(tmp_path / "out").keys() == {".git", "README.md", "config.json", "model.safetensors"}
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path):
+    student, origin = quick()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+    try:
+        with user_error("cannot write", "model.safetensors"):
+            export(student, origin, ["safetensors"], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert tree(tmp_path) == {}
+
+
+def test_a_run_that_was_stopped_can_be_exported_and_the_card_says_so(run, tmp_path):
+    begun = shutil.copytree(run, tmp_path / "begun")
+    (begun / "summary.json").unlink()
+    finished([begun], PROGRAM)
+    config, card = json_of(begun / "export/config.json"), (begun / "export/README.md").read_text()
+    assert config["origin"]["complete"] is False and "had not come to its end" in card
+    assert "accuracy_teacher" not in config["origin"]
+    finished([run, "--out", tmp_path / "whole"], PROGRAM)
+    assert "had not come to its end" not in (tmp_path / "whole/README.md").read_text()
+
+
+def test_a_run_whose_image_folder_is_gone_can_be_exported(run, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "moved")
+    config = json_of(moved / "config.json") | {"dataset": "imagefolder:/home/ann/birds", "img_size": 32}
+    (moved / "config.json").write_text(json.dumps(config))
+    finished([moved], PROGRAM)
+    written = json_of(moved / "export/config.json")
+    assert written["num_classes"] == 10 and written["origin"]["dataset"] == "birds"
+    assert "class_names" not in written
+
+
+def test_a_run_without_a_student_yet_and_what_is_no_run_are_refused(run, tmp_path):
+    begun = shutil.copytree(run, tmp_path / "begun", ignore=lambda *_: ["best.pth", "student_last.pth", "export"])
+    assert "holds no trained student yet" in error_of([begun], PROGRAM)
+    assert "is not a run folder" in error_of([tmp_path], PROGRAM)
+    assert "is not a run folder" in error_of([tmp_path / "none"], PROGRAM)
+
+
+def test_the_model_of_train_scratch_leaves_as_what_it_is(tmp_path):
+    finished([*TINY_SCRATCH, "--run_root", tmp_path, "--output", tmp_path / "t.pth"], train_scratch)
+    run = tmp_path / SCRATCH_FOLDER
+    finished([run, "--out", tmp_path / "out"], PROGRAM)
+    origin, card = json_of(tmp_path / "out/config.json")["origin"], (tmp_path / "out/README.md").read_text()
+    assert "teacher" not in origin and "data-free" not in card and "trained on the images of digits" in card
+    assert origin["accuracy"] == files.load(run / "student_last.pth")["accuracy"]
+    assert "has no best.pth" in error_of([run, "--which", "best", "--out", tmp_path / "b"], PROGRAM)
+
+
+def test_the_card_s_header_is_what_the_hub_reads(tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    student, origin = quick()
+    odd = dataclasses.replace(
+        origin, name='a: "b"', dataset="it's: odd", teacher="vgg11", method="anew", accuracy=97.25
+    )
+    export(student, odd, ["safetensors", "torch_export"], tmp_path / "out")
+    data = hub.ModelCard.load(tmp_path / "out/README.md").data
+    assert data.pipeline_tag == "image-classification" and data.license is None
+    assert {"data-free-knowledge-distillation", "safetensors", "torch_export"} <= set(data.tags)
+    (result,) = data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("it's: odd", "accuracy", 0.9725)
+
+
+def test_class_names_that_are_not_known_are_not_made_up(tmp_path):
+    student, origin = quick()
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    assert "class_names" not in json.loads((tmp_path / "out/config.json").read_text())
+    assert "class_names" not in (tmp_path / "out/README.md").read_text()
+
+
+def test_weights_of_another_memory_order_and_device_type_are_written_plain(tmp_path):
+    from safetensors.torch import load_file
+
+    student, origin = quick()
+    student.to(memory_format=torch.channels_last).bfloat16()
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    state = load_file(tmp_path / "out/model.safetensors")
+    assert {value.dtype for value in state.values()} <= {torch.float32, torch.int64}
+    assert torch.equal(state["conv1.weight"], student.network.conv1.weight.float())
+
+
+def test_files_may_be_read_by_others(tmp_path):
+    student, origin = quick()
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    assert all(os.stat(path).st_mode & 0o444 == 0o444 for path in [tmp_path / "out", *(tmp_path / "out").iterdir()])
+    assert exporting.is_export(tmp_path / "out")
