@@ -124,6 +124,8 @@ def _export(file: IO[bytes], head: bytes, path: Path) -> tuple[str, str] | None:
 
 
 def _text(head: bytes, path: Path) -> tuple[str, str] | None:
+    if len(head) < 16:  # too little to tell
+        return None
     try:
         text = head.decode("utf-8-sig").lstrip().lower()
     except UnicodeDecodeError as error:

@@ -98,7 +98,7 @@ def _parts(index: Path, what: str) -> Content:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = list(dict.fromkeys(places.values()))
-        beside = all(Path(file).name == file for file in files)
+        beside = all(file and Path(file).name == file for file in files)
     except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
         raise UserError(f"{what} {index} is no index of weights", "download it again") from None
     if not files or not beside:
