@@ -54,6 +54,11 @@ def test_weights_are_found_under_any_key_and_the_log_says_which(path, key, legac
     assert same_state((found := filled(path))[0], source()) and found[1] == [f"took the weights under {key}"]
 
 
+def test_a_list_of_names_and_tensors_is_weights_too(path):
+    torch.save({"model": list(source().items())}, path)
+    assert same_state(filled(path)[0], source())
+
+
 def test_weights_are_found_at_any_depth_and_beside_other_things(path):
     torch.save({"a": [{"b": ({"c": source() | {"epoch": 3, "name": "x"}},)}], "history": [[1.0, 2.0]] * 5}, path)
     state, remarks = filled(path)

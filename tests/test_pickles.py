@@ -237,6 +237,17 @@ def test_tensors_in_a_plain_pickle_are_read(protocol):
     assert strange == [] and all(torch.equal(found[name], content[name]) for name in content)
 
 
+def test_a_class_that_the_pickle_itself_makes_has_stand_ins_too():
+    """As cloudpickle does with a class of a notebook: a call gives the class, NEWOBJ an object of it, BUILD its state."""
+    made = b"\x80\x02ccloudpickle.cloudpickle\n_make_skeleton_class\n)R)\x81}X\x01\x00\x00\x00aK\x01sb."
+    assert Unpickler(io.BytesIO(made)).load().state == {"a": 1}
+
+
+def test_tensors_of_other_devices_come_from_their_numpy_arrays():
+    made = pickle.dumps(Calls(torch._utils._rebuild_device_tensor_from_numpy, np.ones((2, 3), "f4"), 0, "xla:0", False))
+    assert torch.equal(Unpickler(io.BytesIO(made)).load(), torch.ones(2, 3))
+
+
 def test_a_stand_in_keeps_what_the_object_was_made_of():
     content = {"space": argparse.Namespace(lr=0.1), "some": collections.defaultdict(list, a=[1]), "deque": None}
     content["deque"] = collections.deque([1, 2])

@@ -11,6 +11,7 @@ import os
 import pickle
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,7 @@ def test_an_index_names_files_beside_it_alone(tmp_path, place):
         (["config.json"], "name the file; looked for: model.safetensors, pytorch_model.bin"),
         (["a.pth", "b.pth"], "a folder of several: a.pth, b.pth"),
         (["__0_0.distcp", ".metadata"], "a distributed checkpoint"),
+        (["data.pkl", "version"], "a checkpoint that was unpacked — download the file itself"),
         (["saved_model.pb"], "a TensorFlow model"),
     ],
 )
@@ -273,6 +275,8 @@ def test_what_is_not_there_is_no_file_or_may_not_be_read_is_named(tmp_path):
     for name, words in (("nothing.pth", "does not exist"), ("file/a.pth", "does not exist"), ("pipe", "not a file")):
         with user_error("teacher checkpoint", name, words):
             read(tmp_path / name, "teacher checkpoint")
+    with user_error("https:/host/a.pth is an address", "download it"):
+        read(Path("https://host/a.pth"), "teacher checkpoint")
     (tmp_path / "locked").chmod(0o200)
     with without_privileges(tmp_path), user_error("locked cannot be read", "check its permissions"):
         read(tmp_path / "locked", "teacher checkpoint")

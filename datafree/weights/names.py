@@ -20,6 +20,8 @@ RENAMED = {"weight_g": "parametrizations.weight.original0", "weight_v": "paramet
 DERIVED = {"num_batches_tracked", "total_ops", "total_params", "position_ids", "attn_mask"}
 DERIVED |= {"relative_position_index", "relative_coords_table"}
 
+MOST = 2000  # names that are compared letter by letter
+
 
 @dataclass(frozen=True)
 class Match:
@@ -68,7 +70,7 @@ def nearest(names: list[str], among: list[str]) -> list[str]:
     """For each name the one most like it, none twice."""
     chosen: list[str] = []
     for name in names:
-        chosen += difflib.get_close_matches(name, [each for each in among if each not in chosen], n=1, cutoff=0)
+        chosen += difflib.get_close_matches(name, [each for each in among if each not in chosen][:MOST], n=1, cutoff=0)
     return chosen
 
 

@@ -55,7 +55,7 @@ class StandIn:
     name = "an object"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "StandIn":
-        self = object.__new__(cls)
+        self = object.__new__(cls if isinstance(cls, type) else StandIn)  # of a class that is a stand-in's value itself
         self.args, self.state, self.entries, self.elements = args, None, dict(kwargs), []
         return self
 
@@ -164,6 +164,9 @@ REBUILT: dict[str, Callable] = {
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch.nn.parameter.Parameter": lambda data, *_: data,
     "torch._tensor._rebuild_from_type_v2": lambda function, kind, args, state: function(*args),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": lambda data, *_: data,
+    "torch._utils._rebuild_device_tensor_from_numpy": lambda data, *_: as_array(data),
+    "torch._utils._rebuild_xla_tensor": lambda data, *_: as_array(data),
     "torch.storage._load_from_bytes": lambda data: read_legacy(io.BytesIO(data))[0],
 }
 

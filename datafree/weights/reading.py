@@ -54,7 +54,9 @@ def read(path: Path | str, what: str) -> Content:
     Raises:
         UserError: if it is missing, unreadable, damaged, or of a kind that is not read: then with its kind.
     """
-    path = Path(path)
+    if re.match(r"\w+:/", str(path)):
+        raise UserError(f"{what} {path} is an address, not a file", "download it, and name the file")
+    path = Path(path).expanduser()
     mode = kind_of(path, what)
     if stat.S_ISDIR(mode):
         path = _in_folder(path, what)
@@ -84,6 +86,9 @@ def _in_folder(folder: Path, what: str) -> Path:
     snapshots = sorted((folder / "snapshots").iterdir()) if "snapshots" in names else []
     if len(snapshots) == 1:  # of Hugging Face's cache
         return _in_folder(snapshots[0], what)
+    if "data.pkl" in names or "archive" in names:
+        remedy = "download the file itself (browsers unpack it), or pack it again: zip -0 -r NEW.pth FOLDER"
+        raise UserError(f"{what} {folder} is not a file but a checkpoint that was unpacked", remedy)
     if any(name.endswith(".distcp") for name in names):
         remedy = "make one file of it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
         raise UserError(f"{what} {folder} is a distributed checkpoint", remedy)

@@ -102,6 +102,8 @@ def _entries(node: Any) -> dict[str, Any]:
     """What a container holds, by key: of an object, what its pickle gave it."""
     if isinstance(node, Mapping):
         return {str(key): value for key, value in node.items()}
+    if isinstance(node, list) and node and all(_is_named(pair) for pair in node):
+        return dict(node)
     if isinstance(node, list | tuple):
         return {str(at): value for at, value in enumerate(node)}
     if not isinstance(node, StandIn):
@@ -111,6 +113,11 @@ def _entries(node: Any) -> dict[str, Any]:
     for state in (*states, node.entries):  # two states where the class has slots
         found |= _entries(state) if isinstance(state, Mapping) else {}
     return found
+
+
+def _is_named(pair: Any) -> bool:
+    """Whether it is of what named_parameters() gives."""
+    return isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 def _tensor(value: Any) -> Tensor | StandIn | None:
