@@ -238,7 +238,7 @@ def test_tensors_in_a_plain_pickle_are_read(protocol):
 
 
 def test_a_class_that_the_pickle_itself_makes_has_stand_ins_too():
-    """As cloudpickle does with a class of a notebook: a call gives the class, NEWOBJ an object of it, BUILD its state."""
+    """As of cloudpickle, of a notebook's class: a call gives the class, NEWOBJ an object of it, BUILD its state."""
     made = b"\x80\x02ccloudpickle.cloudpickle\n_make_skeleton_class\n)R)\x81}X\x01\x00\x00\x00aK\x01sb."
     assert Unpickler(io.BytesIO(made)).load().state == {"a": 1}
 

@@ -76,6 +76,9 @@ def _in_folder(folder: Path, what: str) -> Path:
         for known in (name, f"{name}.index.json"):
             if known in names:
                 return folder / known
+    if "data.pkl" in names:
+        remedy = "download the file itself (some browsers unpack it), or pack it again: zip -0 -r NEW.pth FOLDER"
+        raise UserError(f"{what} {folder} is not a file but a checkpoint that was unpacked", remedy)
     found = [name for name in names if name.endswith(".index.json")]
     found = found or [name for name in names if name.endswith(SUFFIXES)]
     if len(found) == 1:
@@ -86,9 +89,6 @@ def _in_folder(folder: Path, what: str) -> Path:
     snapshots = sorted((folder / "snapshots").iterdir()) if "snapshots" in names else []
     if len(snapshots) == 1:  # of Hugging Face's cache
         return _in_folder(snapshots[0], what)
-    if "data.pkl" in names or "archive" in names:
-        remedy = "download the file itself (browsers unpack it), or pack it again: zip -0 -r NEW.pth FOLDER"
-        raise UserError(f"{what} {folder} is not a file but a checkpoint that was unpacked", remedy)
     if any(name.endswith(".distcp") for name in names):
         remedy = "make one file of it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
         raise UserError(f"{what} {folder} is a distributed checkpoint", remedy)
