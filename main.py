@@ -25,6 +25,7 @@ from datafree.cli.program import run_program
 from datafree.data.specs import test_images
 from datafree.engine import device
 from datafree.engine.randomness import initialising
+from datafree.errors import UserError
 from datafree.methods.base import Method
 from datafree.methods.loading import method_class
 from datafree.models.loading import Loaded, load_classifier
@@ -68,6 +69,8 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     parser.check(values)
     values.ep_steps = values.ep_steps or values.kd_steps
     values.teacher_path = values.teacher_path or registry.pretrained_path(values.dataset, values.teacher)
+    if values.teacher_weights and not values.teacher_path:
+        raise UserError("--teacher_weights names weights in a file", "give the file with --teacher_path")
     values.method = absolute(values.method)
     return parser, values, method
 

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.specs import pair
 from ..errors import UserError
 from ..weights.choice import Candidate, choose, why_not
 from ..weights.mismatch import check_shapes, refuse_names
 from ..weights.names import is_derived
 from ..weights.reading import Content, read
 from ..weights.sets import keys_of, sets_in, unread
+from .classifier import Classifier
+from .names import UNKNOWN, InputFormat
+
 SHOWN = 3  # names in a remark
 
 
@@ -57,14 +61,21 @@ class Loaded:
 
 
 def load_classifier(
-    model: nn.Module, path: Path | str, what: str = "teacher checkpoint", key: str | None = None
+    model: nn.Module,
+    path: Path | str,
+    what: str = "teacher checkpoint",
+    given: InputFormat = UNKNOWN,
+    key: str | None = None,
 ) -> Loaded:
     """Fills a network from a file or folder of any common origin.
+
+    A Classifier takes images as the file says, where it is one of ours and does, and ``given`` does not.
 
     Args:
         model: left as it was where the weights do not fit.
         path: see :mod:`datafree.weights.reading`.
         what: what the file is to the user, for messages.
+        given: what is known of the images.
         key: which of several sets of weights to take, dotted; without, see :data:`datafree.weights.choice.ORDER`.
 
     Raises:
@@ -79,9 +90,18 @@ def load_classifier(
     # PyTorch, too, begins to count at 0 where a file of before 0.4.1 has no counter
     counters = {name: torch.zeros_like(own[name]) for name in own if name.endswith("num_batches_tracked")}
     model.load_state_dict(model.state_dict() | counters | state)
-    about = content.value.items() if isinstance(content.value, Mapping) else ()
-    plain = {str(name): value for name, value in about if isinstance(value, str | int | float)}
+    about = content.value if isinstance(content.value, Mapping) else {}
+    if isinstance(model, Classifier):
+        _take_format(model, about.get("input_format"), given)
+    plain = {str(name): value for name, value in about.items() if isinstance(value, str | int | float)}
     return Loaded(plain, [f"{where}: {remark}" for remark in _remarks(content, fitting, own)])
+
+
+def _take_format(model: Classifier, kept: Any, given: InputFormat) -> None:
+    if isinstance(kept, Mapping) and kept.keys() >= {"img_size", "mean", "std"}:
+        says = given.over(InputFormat(pair(kept["img_size"]), None, tuple(kept["mean"]), tuple(kept["std"])))
+        says = says.for_channels(model.channels)
+        model.take(says.img_size, says.mean, says.std)
 
 
 def _checked(values: Mapping[str, Any], own: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

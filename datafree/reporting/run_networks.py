@@ -51,7 +51,9 @@ class RunNetworks:
     @cached_property
     def teacher(self) -> Classifier:
         path = self.config["teacher_path"]
-        return self._classifier("teacher", path, "teacher checkpoint", "file" if path else "own", self.config.get("teacher_weights"))
+        return self._classifier(
+            "teacher", path, "teacher checkpoint", "file" if path else "own", self.config.get("teacher_weights")
+        )
 
     @cached_property
     def student(self) -> Classifier:
