@@ -110,13 +110,30 @@ def test_a_network_saved_whole_gives_its_weights(path, legacy, wrap):
 def test_optimisers_are_never_taken_for_weights(path):
     state = source()
     optimiser = torch.optim.SGD([nn.Parameter(torch.ones(2))])
-    for other in ({"model_optimizer": state}, {"exp_avg": state}, {"a": {"state": state, "param_groups": []}}):
+    for other in (
+        {"model_optimizer": state},
+        {"exp_avg": state},
+        {"optimG": state},
+        {"lr_scheduler": state},
+        {"a": {"state": state, "param_groups": []}},
+    ):
         torch.save({**other, "what": optimiser}, path)
         with user_error("no state_dict"):
             load_classifier(small_classifier(2), path)
     doubled = {key: 2 * value for key, value in state.items()}
     torch.save({"optimizer": {"state": doubled, "param_groups": []}, "grad": doubled, "z": state}, path)
     assert same_state(filled(path)[0], state)
+
+
+@pytest.mark.parametrize("key", ["optimal", "optimized_model", "momentum_encoder", "gradual", "string", "best_model"])
+def test_a_key_that_only_sounds_like_training_holds_weights(path, key):
+    torch.save({key: source()}, path)
+    assert filled(path)[1] == [f"took the weights under {key}"]
+
+
+def test_names_that_a_terminal_would_obey_are_shown_harmless(path):
+    torch.save({"a\x1b[2Jb\nc": source(), "args": argparse.Namespace()}, path)
+    assert filled(path)[1][0] == "took the weights under a?[2Jb?c"
 
 
 # Several sets of weights
@@ -154,6 +171,12 @@ def test_a_key_may_be_dotted_and_lead_into_the_names(path):
         assert same_state(filled(path, key=key)[0], state)
 
 
+def test_copies_of_which_one_is_wrapped_are_both_found(path):
+    state, other = source(), state_of(small_classifier(3))
+    torch.save({f"student.{k}": state[k] for k in state} | {f"teacher._orig_mod.{k}": other[k] for k in other}, path)
+    assert same_state(filled(path)[0], other) and same_state(filled(path, key="student")[0], state)
+
+
 def test_what_does_not_fit_does_not_stand_in_the_way_of_what_does(path):
     other = nn.Linear(3, 3).state_dict()
     torch.save({"model": other, "discriminator": MODELS["vgg8"](5).state_dict(), "z": source()}, path)
@@ -162,7 +185,7 @@ def test_what_does_not_fit_does_not_stand_in_the_way_of_what_does(path):
 
 def test_a_key_whose_weights_do_not_fit_is_refused_even_where_others_would(path):
     torch.save({"model": source(), "other": MODELS["vgg8"](5).state_dict()}, path)
-    with user_error("another architecture", "(its other)"):
+    with user_error("another architecture", "(under other)"):
         filled(path, key="other")
 
 

@@ -80,8 +80,8 @@ def choose(sets: list[WeightSet], own: Mapping[str, Tensor], key: str | None, wh
             listed = [repr(each) if each else "(the file itself)" for each in known]
             shown = ", ".join(listed[:LISTED]) + (", ..." if len(listed) > LISTED else "")
             raise UserError(f"{where} has no weights under {key!r}", f"there are: {shown}")
-        closest = min(of_key, key=lambda each: len(difference(list(own), list(each.values))[0]))
-        at = f" (its {'.'.join(closest.path)})" if len(sets) > 1 and closest.path else ""
+        closest = min(of_key, key=lambda each: (len(difference(own, each.values)[0]), -len(each.values)))
+        at = f" (under {'.'.join(closest.path)})" if len(sets) > 1 and closest.path else ""
         refuse_names(list(own), list(closest.values), where + at)
     named.sort(key=lambda each: (".".join(each.key) != key, _rank(each.key)))
     return [each for each in named if each.fits(own)] or named

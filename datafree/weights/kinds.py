@@ -5,6 +5,8 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+from ..errors import printable
+
 HEAD, TAIL = 4096, 8  # bytes looked at
 
 AGAIN = "copy or download it again"
@@ -95,7 +97,7 @@ def _zip(file: IO[bytes]) -> tuple[str, str] | None:
 
 def _some(names: list[str]) -> str:
     shown = [name for name in names if not name.endswith("/")][:3]
-    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "") if shown else "nothing"
+    return printable(", ".join(shown)) + (", ..." if len(names) > len(shown) else "") if shown else "nothing"
 
 
 def _tar(file: IO[bytes]) -> tuple[str, str] | None:

@@ -19,7 +19,6 @@ RENAMED = {"weight_g": "parametrizations.weight.original0", "weight_v": "paramet
 # What a network works out for itself, or a tool counted in it: may be missing, and may be left over
 DERIVED = {"num_batches_tracked", "total_ops", "total_params", "position_ids", "attn_mask"}
 DERIVED |= {"relative_position_index", "relative_coords_table"}
-
 MOST = 2000  # names that are compared letter by letter
 
 
@@ -44,16 +43,19 @@ def is_derived(name: str) -> bool:
 
 
 def matches(own: Collection[str], found: Collection[str]) -> list[Match]:
-    """All ways, of the first step that has any, to find a network's names in a file's."""
+    """All ways to find a network's names in a file's, those of earlier steps first."""
+    ways: dict[frozenset[str], Match] = {}
     for taken in (frozenset(), MARKS, WRAPPERS):
         ours, theirs = _plain(own, taken), _plain(found, taken)
         if len(ours) < len(own) or len(theirs) < len(found):
             continue  # two names would become one
         for lead in _leads(ours):
-            ways = list(_behind_prefixes({name.removeprefix(lead): ours[name] for name in ours}, theirs))
-            if ways:
-                return ways
-    return []
+            found_here = list(_behind_prefixes({name.removeprefix(lead): ours[name] for name in ours}, theirs))
+            for way in found_here:
+                ways.setdefault(frozenset(way.names.values()), way)
+            if found_here:
+                break
+    return list(ways.values())
 
 
 def difference(own: Collection[str], found: Collection[str]) -> tuple[list[str], list[str]]:

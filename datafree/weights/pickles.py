@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import printable
+
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # how a file of torch.save before PyTorch 1.6 begins
 DTYPES = {
     "UntypedStorage": torch.uint8,
@@ -88,7 +90,7 @@ class Unpickler(pickle._Unpickler):  # the one in C would set attributes and ask
         self.storage, self.strange = storage, []
 
     def find_class(self, module: str, name: str) -> Any:
-        dotted = f"{module}.{name}".replace("__builtin__.", "builtins.").replace("copy_reg.", "copyreg.")
+        dotted = printable(f"{module}.{name}".replace("__builtin__.", "builtins.").replace("copy_reg.", "copyreg."))
         if dotted in REBUILT:
             rebuilt = REBUILT[dotted]
             return type("Rebuilt", (), {"__slots__": (), "__new__": lambda cls, *args: rebuilt(*args)})

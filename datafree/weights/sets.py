@@ -5,16 +5,22 @@ an object with _parameters, _buffers, _modules                      a network sa
 a dictionary with param_groups, or under a key such as optimizer    what an optimiser remembers: passed over
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import printable
 from .pickles import StandIn, as_array
 
-OF_TRAINING = ("optim", "sched", "scaler", "exp_avg", "momentum", "grad", "rng")  # in the keys of what is no weights
+OF_TRAINING = re.compile(  # keys of what has a network's names and is none of its weights
+    r"optim(?!al|um|i[sz]ed)|sched|scaler|rng_|^(grads?|gradients|momentum|momentum_buffer|exp_avg|exp_avg_sq)$",
+    re.IGNORECASE,
+)
 OF_NETWORKS = {"_parameters", "_buffers", "_modules"}
 UNREAD = {  # functions of PyTorch that make tensors which no network here takes: what those are
     "_rebuild_qtensor": "quantised",
@@ -24,7 +30,8 @@ UNREAD = {  # functions of PyTorch that make tensors which no network here takes
     "_rebuild_nested_tensor": "nested",
     "_rebuild_wrapper_subclass": "of a kind that needs code of its own",
 }
-MOST = 1000  # sets of a file that are looked at
+MOST, DEEPEST = 1000, 100  # sets of a file, and levels, that are looked at
+NUMBERS = (str, bytes, int, float, complex, NoneType)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class WeightSet:
 
 def sets_in(content: Any) -> list[WeightSet]:
     """All sets in a file's content, each before those inside it."""
-    return _inside(content, {})
+    return _inside(content, {}, 0)
 
 
 def joined(sets: list[WeightSet]) -> list[WeightSet]:
@@ -78,10 +85,10 @@ def keys_of(content: Any) -> list[str]:
     return list(_entries(content))
 
 
-def _inside(node: Any, known: dict[int, list[WeightSet]]) -> list[WeightSet]:
+def _inside(node: Any, known: dict[int, list[WeightSet]], depth: int) -> list[WeightSet]:
     """The sets in a node, their paths beginning there; ``known`` has those of nodes met before, by their id."""
-    if id(node) in known:
-        return known[id(node)]
+    if id(node) in known or depth > DEEPEST:
+        return known.get(id(node), [])
     known[id(node)] = []  # should it hold itself
     entries, sets = _entries(node), []
     if entries.keys() >= OF_NETWORKS:
@@ -92,8 +99,8 @@ def _inside(node: Any, known: dict[int, list[WeightSet]]) -> list[WeightSet]:
         tensors = {key: value for key, value in tensors.items() if value is not None}
         sets += [WeightSet((), tensors)] if tensors else []
         for key, value in entries.items():
-            if key not in tensors and not any(word in key.lower() for word in OF_TRAINING):
-                sets += [replace(each, path=(key, *each.path)) for each in _inside(value, known)]
+            if key not in tensors and not OF_TRAINING.search(key):
+                sets += [replace(each, path=(key, *each.path)) for each in _inside(value, known, depth + 1)]
     known[id(node)] = sets[:MOST]
     return known[id(node)]
 
@@ -101,11 +108,11 @@ def _inside(node: Any, known: dict[int, list[WeightSet]]) -> list[WeightSet]:
 def _entries(node: Any) -> dict[str, Any]:
     """What a container holds, by key: of an object, what its pickle gave it."""
     if isinstance(node, Mapping):
-        return {str(key): value for key, value in node.items()}
+        return {printable(key): value for key, value in node.items()}
     if isinstance(node, list) and node and all(_is_named(pair) for pair in node):
-        return dict(node)
+        return _entries(dict(node))
     if isinstance(node, list | tuple):
-        return {str(at): value for at, value in enumerate(node)}
+        return {str(at): value for at, value in enumerate(node) if not isinstance(value, NUMBERS)}
     if not isinstance(node, StandIn):
         return {}
     found = _entries(node.args) | _entries(node.elements)
@@ -138,5 +145,5 @@ def _state_of(module: Any, prefix: str, above: set[int]) -> Iterator[tuple[str, 
             if tensor is not None and not (kind == "_buffers" and isinstance(passing, set) and name in passing):
                 yield prefix + name, tensor
     for name, child in _entries(entries.get("_modules")).items():
-        if id(child) not in above:
+        if id(child) not in above and len(above) < DEEPEST:
             yield from _state_of(child, f"{prefix}{name}.", above)
