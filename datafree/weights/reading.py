@@ -27,7 +27,9 @@ from . import kinds, pickles
 
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # as Hugging Face names them; parts: these + ".index.json"
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".th", ".ckpt", ".npz", ".pkl")
-PICKLE = re.compile(rb"\x80[\2-\5]|\(dp\d|\}q.|c[\w.]+\n\w+\n")  # protocols 2 to 5, or older: a dictionary, a class
+PICKLE = re.compile(  # protocols 2 to 5; of the older ones a dictionary, or a class that weights are made of
+    rb"\x80[\2-\5]|\(dp\d|\}q.|c(collections|torch|numpy|builtins|__builtin__|copy_reg)[\w.]*\n"
+)
 LEGACY = b"\x8a\x0a" + pickles.MAGIC.to_bytes(10, "little") + b"."
 
 
@@ -184,9 +186,7 @@ def _read(file: IO[bytes], reader: Any) -> Content:
     if reader is not pickles.read_plain:
         try:
             return Content(torch.load(file, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch raises a dozen types for what it does not like
-            if is_out_of_memory(error):
-                raise
+        except Exception:  # a dozen types for what it does not like; out of memory, too, for a size that is damaged
             file.seek(0)
     return Content(*reader(file))
 
