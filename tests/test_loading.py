@@ -222,6 +222,7 @@ def test_counters_may_be_missing_and_are_0_then_or_be_left_over(path, left_over)
     assert found["bn1.num_batches_tracked"] == 0 and same_state({key: found[key] for key in state}, state)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.parametrize("new", [True, False], ids=["new in the network", "old in the network"])
 def test_both_names_of_weight_normalisation_mean_the_same(path, new):
     def network(seed, is_new):

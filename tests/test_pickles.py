@@ -159,6 +159,12 @@ def test_a_compressed_record_or_one_that_claims_more_than_there_is_is_refused(tm
         read_zip(file)
 
 
+@pytest.mark.parametrize("opcode", [pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8, pickle.FRAME])
+def test_a_length_that_is_not_there_asks_for_no_memory(opcode):
+    with pytest.raises(EOFError):
+        Unpickler(io.BytesIO(b"\x80\x05" + opcode + struct.pack("<Q", 2**62))).load()
+
+
 def test_a_tensor_cannot_reach_beyond_its_numbers():
     call = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storageq\x00ctorch\nFloatStorage\n"
     call += b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQK\x00K\x09\x85K\x01\x85\x89NtR."

@@ -16,6 +16,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -86,7 +87,13 @@ class Unpickler(pickle._Unpickler):  # the one in C would set attributes and ask
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: IO[bytes], storage: Storage | None = None):
-        super().__init__(file, encoding="latin1")  # bytes of Python 2 keep their values
+        def read(count: int) -> bytes:
+            if count > 2**20 and count > _bytes_left(file):  # no memory is asked for what a damaged length claims
+                raise EOFError("the file is cut short")
+            return file.read(count)
+
+        bounded = SimpleNamespace(read=read, readline=file.readline)
+        super().__init__(bounded, encoding="latin1")  # bytes of Python 2 keep their values
         self.storage, self.strange = storage, []
 
     def find_class(self, module: str, name: str) -> Any:
@@ -122,6 +129,12 @@ class Unpickler(pickle._Unpickler):  # the one in C would set attributes and ask
             self.stack[-1].state = state
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_bytearray8(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def _tensor(numbers: Any, offset: int, size: tuple, stride: tuple, *more: Any) -> Any:
@@ -187,13 +200,13 @@ def as_array(value: StandIn) -> Tensor | None:
         return None
     if not isinstance(kind, StandIn) or not re.fullmatch("[fiub][1248]", str(kind.args[:1] and kind.args[0])):
         return None  # words or objects
-    ends = kind.state[1] if isinstance(kind.state, tuple) and kind.state[1] in ("<", ">") else "="
     try:
+        ends = kind.state[1] if kind.state and kind.state[1] in ("<", ">") else "="
         data = data.encode("latin1") if isinstance(data, str) else data
         numbers = np.frombuffer(data, np.dtype(kind.args[0]).newbyteorder(ends)).reshape(shape, order=order)
         numbers = numbers if axes is None else numbers.transpose(axes)
         return torch.from_numpy(numbers.astype(kind.args[0]))
-    except (TypeError, ValueError):
+    except Exception:  # of half a dozen types, where it is damaged
         return None
 
 
