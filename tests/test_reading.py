@@ -73,6 +73,17 @@ def test_a_file_is_read_by_its_bytes_whatever_it_is_called(tmp_path, name, form)
     assert is_state(found_in(tmp_path / name))
 
 
+def test_a_file_saved_without_checksums_is_read_with_other_objects_in_it(tmp_path):
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this PyTorch always writes them")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": STATE, "other": argparse.Namespace(a=1)}, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert is_state(found_in(tmp_path / "a.pth"))
+
+
 # Folders
 
 
