@@ -25,9 +25,10 @@ from datafree.cli.program import run_program
 from datafree.data.specs import test_images
 from datafree.engine import device
 from datafree.engine.randomness import initialising
+from datafree.errors import UserError
 from datafree.methods.base import Method
 from datafree.methods.loading import method_class
-from datafree.models.loading import load_classifier
+from datafree.models.loading import Loaded, load_classifier
 from datafree.models.names import given_format
 from datafree.targets import chosen
 from datafree.user_code import absolute
@@ -42,12 +43,14 @@ def main(argv: list[str]) -> None:
     takes = {role: given_format(values, role) for role in ("teacher", "student")}
     weights = "file" if values.teacher_path else "own"
     teacher = registry.classifier(values.teacher, spec, takes["teacher"], weights, values.download)
+    loaded = Loaded()
     if values.teacher_path:
-        load_classifier(teacher, values.teacher_path, given=takes["teacher"])
+        loaded = load_classifier(teacher, values.teacher_path, given=takes["teacher"], key=values.teacher_weights)
     with initialising(values.seed, "student"):
         student = registry.classifier(values.student, spec, takes["student"], download=values.download)
     job = api.prepare(values, spec, teacher, student, method, compute)
-    report = [*parser.grouped(values), f"runs on: {compute}", job.sizes(), f"writes to: {path}", *job.remarks]
+    report = [*parser.grouped(values), f"runs on: {compute}", job.sizes(), f"writes to: {path}"]
+    report += [*loaded.remarks, *job.remarks]
     if values.dry_run:
         print("\n".join(report))
         return
@@ -66,6 +69,8 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     parser.check(values)
     values.ep_steps = values.ep_steps or values.kd_steps
     values.teacher_path = values.teacher_path or registry.pretrained_path(values.dataset, values.teacher)
+    if values.teacher_weights and not values.teacher_path:
+        raise UserError("--teacher_weights names weights in a file", "give the file with --teacher_path")
     values.method = absolute(values.method)
     return parser, values, method
 

@@ -26,6 +26,12 @@ class UserError(Exception):
         super().__init__(f"{self.what} — {self.remedy}")
 
 
+def printable(text: object) -> str:
+    """As text that is safe to show: a name in somebody's file may hold what a terminal obeys."""
+    text = str(text)
+    return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)
+
+
 def nearest_names(name: str, known: Iterable[str], most: int = 4) -> str:
     """A phrase that names what the user may have meant: the nearest known names, else all of them."""
     known = sorted(known)

@@ -120,13 +120,7 @@ def load(path: Path | str, what: str = "checkpoint") -> Any:
         UserError: if it is missing, a folder, unreadable, damaged, or holds anything but data.
     """
     path = Path(path)
-    try:
-        kind = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise UserError(f"{what} {path} does not exist", "check the path") from None
-    except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}", "check the path") from None
-    if not stat.S_ISREG(kind):
+    if not stat.S_ISREG(kind_of(path, what)):
         raise UserError(f"{what} {path} is not a file", "name the .pth file itself")
     try:
         with warnings.catch_warnings():
@@ -136,7 +130,7 @@ def load(path: Path | str, what: str = "checkpoint") -> Any:
         raise UserError(f"{what} {path} cannot be read", "check its permissions") from None
     except Exception as error:  # torch raises a dozen types for a damaged file
         named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if named is not None and _checksums_hold(path):
+        if named is not None and checksums_hold(path):
             raise UserError(
                 f"{what} {path} holds code or whole modules, not just tensors and plain values: {_is(named[1])}",
                 "save its state_dict() and give that; nothing in the file was run",
@@ -144,9 +138,19 @@ def load(path: Path | str, what: str = "checkpoint") -> Any:
         raise UserError(
             f"{what} {path} is damaged or not a checkpoint ({type(error).__name__})", "copy it anew"
         ) from None
-    if not _checksums_hold(path):
+    if not checksums_hold(path):
         raise UserError(f"{what} {path} is damaged: a checksum in it does not hold", "copy it anew")
     return content
+
+
+def kind_of(path: Path, what: str) -> int:
+    """The mode of what is at ``path``. Raises UserError where nothing is, or it cannot be looked at."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise UserError(f"{what} {path} does not exist", "check the path") from None
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}", "check the path") from None
 
 
 def _is(name: str) -> str:
@@ -156,7 +160,7 @@ def _is(name: str) -> str:
     return f"it calls {name}"
 
 
-def _checksums_hold(path: Path) -> bool:
+def checksums_hold(path: Path) -> bool:
     """Whether every record has the CRC-32 that torch.save wrote for it, which torch.load does not look at.
 
     True for files without any: those of the format before PyTorch 1.6, and those saved with CRCs turned off (all 0).

@@ -23,7 +23,7 @@ def files_in(folder, run):
     torch.save({"state_dict": state | {"fc.weight": torch.full_like(state["fc.weight"], 3e38)}}, folder / "huge.pth")
     for arch, classes in (("resnet8", 3), ("resnet8", 100), ("vgg8", 3)):
         torch.save(MODELS[arch](classes).state_dict(), folder / f"{arch}-{classes}.pth")
-    torch.save(MODELS["resnet8"](10), folder / "module.pth")
+    torch.save(MODELS["vgg8"](10), folder / "module.pth")
     for name, file in (("g", "gan_reuse.pth"), ("d", "decoder.pth")):
         shutil.copy(BEFORE / file, folder / f"{name}.pth")
     (folder / "empty").mkdir()
@@ -78,7 +78,8 @@ MAIN = [
     ("--teacher_path {given}/huge.pth", "huge.pth answers noise with NaN or infinite"),
     ("--teacher_path {given}/resnet8-100.pth", "100 classes"),
     ("--teacher resnet20 --teacher_path {given}/resnet8-3.pth", "another architecture"),
-    ("--teacher_path {given}/module.pth", "a network saved whole"),
+    ("--teacher_path {given}/module.pth", "another architecture"),
+    ("--teacher_path {given}/resnet8-100.pth --teacher_weights ema", "no weights under 'ema'"),
     # files to reuse
     ("--mode reuse_common --tag other", "nothing to reuse in"),
     (REUSE % ("g", "cut"), "damaged"),

@@ -20,7 +20,7 @@ PATHS = ["--reuse_generator_path", BEFORE / "gan_reuse.pth", "--reuse_decoder_pa
 def test_its_teacher_is_as_accurate_as_it_was():
     spec = registry.DATASETS["digits"]
     teacher = registry.classifier("resnet8", spec)
-    told = load_classifier(teacher, BEFORE / "digits_resnet8.pth")
+    told = load_classifier(teacher, BEFORE / "digits_resnet8.pth").about
     accuracy = percentage_equal(*predict(FP32.place(teacher), spec.load("data", False, False), FP32))
     assert accuracy == pytest.approx(told["accuracy"]) and accuracy > 90
 

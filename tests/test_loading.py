@@ -1,11 +1,16 @@
-"""Weights from files into networks: names and shapes match, or the first difference is said in one line."""
+"""From a file on a disk to a network: whatever dress the weights wear, they go in, or one line says why not."""
 
+import argparse
+import collections
+import pathlib
+
+import numpy as np
 import pytest
 import torch
 from conftest import same_state, small_classifier, state_of, user_error
 from torch import nn
 
-from datafree.models.loading import load_classifier, load_into
+from datafree.models.loading import load_classifier, load_into, state_dict_of
 from registry import MODELS
 
 
@@ -14,22 +19,268 @@ def path(tmp_path):
     return tmp_path / "file.pth"
 
 
+def source():
+    return state_of(small_classifier(1))
+
+
+def filled(path, **how):
+    """A network of another seed, filled from the file; and what was remarked, without the file's name."""
+    model = small_classifier(2)
+    loaded = load_classifier(model, path, **how)
+    before = f"teacher checkpoint {path}: "
+    assert all(remark.startswith(before) for remark in loaded.remarks)
+    return state_of(model), [remark.removeprefix(before) for remark in loaded.remarks]
+
+
 @pytest.mark.parametrize(
     "wrap",
     [dict, lambda state: {"state_dict": state, "epoch": 3, "arch": "small", "more": None}],
     ids=["bare", "wrapped"],
 )
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_plain_and_wrapped_state_dicts_with_and_without_module_prefix_load(path, wrap, prefix):
-    source, model = small_classifier(1), small_classifier(2)
-    content = wrap({prefix + key: value for key, value in source.state_dict().items()})
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_plain_and_wrapped_state_dicts_load_without_a_remark(path, wrap, prefix):
+    network, model = small_classifier(1), small_classifier(2)
+    content = wrap({prefix + key: value for key, value in network.state_dict().items()})
     torch.save(content, path)
-    told = load_classifier(model, path)
-    assert same_state(state_of(model), state_of(source))
-    assert told == ({"epoch": 3, "arch": "small"} if "epoch" in content else {})
+    loaded = load_classifier(model, path)
+    assert same_state(state_of(model), state_of(network)) and loaded.remarks == []
+    assert loaded.about == ({"epoch": 3, "arch": "small"} if "epoch" in content else {})
 
 
-COMPLEX = torch.zeros(5, dtype=torch.complex64)
+@pytest.mark.parametrize("key", ["model", "net", "model_state_dict", "weights", "params", "module", "ema", "my_own"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_weights_are_found_under_any_key_and_the_log_says_which(path, key, legacy):
+    torch.save({"epoch": 3, key: source(), "acc": 95.1}, path, _use_new_zipfile_serialization=not legacy)
+    assert same_state((found := filled(path))[0], source()) and found[1] == [f"took the weights under {key}"]
+
+
+def test_a_list_of_names_and_tensors_is_weights_too(path):
+    torch.save({"model": list(source().items())}, path)
+    assert same_state(filled(path)[0], source())
+
+
+def test_weights_are_found_at_any_depth_and_beside_other_things(path):
+    torch.save({"a": [{"b": ({"c": source() | {"epoch": 3, "name": "x"}},)}], "history": [[1.0, 2.0]] * 5}, path)
+    state, remarks = filled(path)
+    assert same_state(state, source()) and remarks == ["took the weights under a.0.b.0.c"]
+
+
+class Thing:
+    """Of a class that the file refers to."""
+
+    def __init__(self):
+        self.function, self.path = Thing, pathlib.Path("a")
+
+
+OTHERS = {
+    "a numpy number": np.float64(3),
+    "a numpy array of words": np.array(["a", "b"]),
+    "a namespace": argparse.Namespace(lr=0.1, path=pathlib.Path("a")),
+    "a default dictionary": collections.defaultdict(list, a=[1]),
+    "an object": Thing(),
+    "a function": small_classifier,
+    "a set": {1, 2},
+    "a device and a layout": [torch.device("cuda:0"), torch.strided],
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_what_else_lies_in_the_file_is_read_past(path, what, legacy, protocol):
+    content = {"what": OTHERS[what], "state_dict": source()}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
+    state, remarks = filled(path)
+    assert same_state(state, source())
+    assert all(remark.startswith("holds other objects, which were not made: ") for remark in remarks)
+    assert bool(remarks) == (what in ("a namespace", "a default dictionary", "an object", "a function"))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel, lambda m: {"model": m, "epoch": 2}], ids="mpd")
+def test_a_network_saved_whole_gives_its_weights(path, legacy, wrap):
+    network = small_classifier(1).network
+    network.register_buffer("kept_out", torch.ones(3), persistent=False)
+    torch.save(wrap(network), path, _use_new_zipfile_serialization=not legacy)
+    state, remarks = filled(path)
+    assert same_state(state, source())
+    assert "holds a network saved whole (" in remarks[-1] and "nothing of its code was run" in remarks[-1]
+
+
+def test_optimisers_are_never_taken_for_weights(path):
+    state = source()
+    optimiser = torch.optim.SGD([nn.Parameter(torch.ones(2))])
+    for other in (
+        {"model_optimizer": state},
+        {"exp_avg": state},
+        {"optimG": state},
+        {"lr_scheduler": state},
+        {"a": {"state": state, "param_groups": []}},
+    ):
+        torch.save({**other, "what": optimiser}, path)
+        with user_error("no state_dict"):
+            load_classifier(small_classifier(2), path)
+    doubled = {key: 2 * value for key, value in state.items()}
+    torch.save({"optimizer": {"state": doubled, "param_groups": []}, "grad": doubled, "z": state}, path)
+    assert same_state(filled(path)[0], state)
+
+
+@pytest.mark.parametrize("key", ["optimal", "optimized_model", "momentum_encoder", "gradual", "string", "best_model"])
+def test_a_key_that_only_sounds_like_training_holds_weights(path, key):
+    torch.save({key: source()}, path)
+    assert filled(path)[1] == [f"took the weights under {key}"]
+
+
+def test_names_that_a_terminal_would_obey_are_shown_harmless(path):
+    torch.save({"a\x1b[2Jb\nc": source(), "args": argparse.Namespace()}, path)
+    assert filled(path)[1][0] == "took the weights under a?[2Jb?c"
+
+
+# Several sets of weights
+
+
+def several(path):
+    state, other = source(), state_of(small_classifier(3))
+    torch.save({"model_ema": {f"module.{key}": other[key] for key in other}, "copy": state, "model": state}, path)
+    return state, other
+
+
+def test_of_several_that_fit_and_differ_the_first_in_the_order_is_taken_and_the_others_are_named(path):
+    state, _ = several(path)
+    found, remarks = filled(path)
+    assert same_state(found, state)
+    assert remarks[0] == "took the weights under model"
+    assert remarks[1:] == ["other weights in it fit, too: model_ema (--teacher_weights names those to take)"]
+
+
+def test_a_key_takes_the_others_and_one_that_is_not_there_lists_them(path):
+    _, other = several(path)
+    found, remarks = filled(path, key="model_ema")
+    assert same_state(found, other) and remarks == ["took the weights under model_ema"]
+    with user_error("no weights under 'mod'", "there are: 'model_ema', 'copy', 'model'"):
+        filled(path, key="mod")
+
+
+def test_a_key_may_be_dotted_and_lead_into_the_names(path):
+    state, other = source(), state_of(small_classifier(3))
+    whole = {f"student.net.{key}": state[key] for key in state} | {f"teacher.net.{key}": other[key] for key in other}
+    torch.save({"state_dict": whole, "epoch": 1}, path)
+    found, remarks = filled(path)
+    assert same_state(found, other) and remarks[0] == "took the weights under state_dict.teacher.net"
+    for key in ("student", "state_dict.student", "state_dict.student.net", "student.net"):
+        assert same_state(filled(path, key=key)[0], state)
+
+
+def test_copies_of_which_one_is_wrapped_are_both_found(path):
+    state, other = source(), state_of(small_classifier(3))
+    torch.save({f"student.{k}": state[k] for k in state} | {f"teacher._orig_mod.{k}": other[k] for k in other}, path)
+    assert same_state(filled(path)[0], other) and same_state(filled(path, key="student")[0], state)
+
+
+def test_what_does_not_fit_does_not_stand_in_the_way_of_what_does(path):
+    other = nn.Linear(3, 3).state_dict()
+    torch.save({"model": other, "discriminator": MODELS["vgg8"](5).state_dict(), "z": source()}, path)
+    assert same_state((found := filled(path))[0], source()) and found[1] == ["took the weights under z"]
+
+
+def test_a_key_whose_weights_do_not_fit_is_refused_even_where_others_would(path):
+    torch.save({"model": source(), "other": MODELS["vgg8"](5).state_dict()}, path)
+    with user_error("another architecture", "(under other)"):
+        filled(path, key="other")
+
+
+def test_weights_in_several_dictionaries_are_put_together(path):
+    state = source()
+    parts = {"fc": {key[3:]: state[key] for key in state if key.startswith("fc.")}}
+    parts |= {name: {key[6:]: state[key] for key in state if key.startswith(name)} for name in ("conv1", "conv2")}
+    parts |= {name: {key[4:]: state[key] for key in state if key.startswith(name)} for name in ("bn1", "bn2")}
+    torch.save({"weights": parts}, path)
+    assert same_state(filled(path)[0], state)
+
+
+# Names
+
+
+def test_what_lies_beside_the_networks_prefix_is_passed_over_and_said(path):
+    state = {f"model.{key}": value for key, value in source().items()} | {"criterion.weight": torch.ones(5)}
+    torch.save({"state_dict": state}, path)
+    assert filled(path)[1] == [
+        "took the weights under state_dict.model",
+        "passed over beside the network's names: criterion.weight",
+    ]
+
+
+@pytest.mark.parametrize("left_over", [False, True])
+def test_counters_may_be_missing_and_are_0_then_or_be_left_over(path, left_over):
+    state = {key: value for key, value in source().items() if "num_batches" not in key}
+    more = {"bn1.total_ops": torch.ones(1), "total_params": torch.ones(1), "fc.num_batches_tracked": torch.tensor(3)}
+    torch.save(state | (more if left_over else {}), path)
+    model = small_classifier(2)
+    model.network.bn1.num_batches_tracked.fill_(7)
+    load_classifier(model, path)
+    found = state_of(model)
+    assert found["bn1.num_batches_tracked"] == 0 and same_state({key: found[key] for key in state}, state)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("new", [True, False], ids=["new in the network", "old in the network"])
+def test_both_names_of_weight_normalisation_mean_the_same(path, new):
+    def network(seed, is_new):
+        torch.manual_seed(seed)
+        how = nn.utils.parametrizations.weight_norm if is_new else nn.utils.weight_norm
+        return nn.Sequential(how(nn.Linear(3, 4)), how(nn.Linear(4, 2)))
+
+    theirs, ours, x = network(1, not new), network(2, new), torch.randn(5, 3)
+    torch.save(theirs.state_dict(), path)
+    load_classifier(ours, path)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+# Types
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_cast_and_it_is_said(path, kind):
+    torch.save({key: value.to(kind) if value.is_floating_point() else value for key, value in source().items()}, path)
+    state, remarks = filled(path)
+    assert all(value.dtype in (torch.float32, torch.int64) for value in state.values())
+    torch.testing.assert_close(state["fc.weight"], source()["fc.weight"].to(kind).float(), rtol=0, atol=0)
+    assert remarks == [f"weights cast from {str(kind).removeprefix('torch.')}"]
+
+
+def test_parameters_and_numpy_arrays_are_weights_as_tensors_are(path):
+    network = small_classifier(1)
+    torch.save({"weights": dict(network.network.named_parameters()) | dict(network.network.named_buffers())}, path)
+    assert same_state(filled(path)[0], source())
+    torch.save({"weights": {key: value.numpy() for key, value in source().items()}}, path)
+    assert same_state(filled(path)[0], source())
+
+
+def quantised(x):
+    return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+
+ODD = {
+    "complex": lambda x: x.to(torch.complex64),
+    "sparse": lambda x: x.to_sparse(),
+    "quantised": quantised,
+    "on the meta device": lambda x: x.to("meta"),
+    "of whole numbers (int8)": lambda x: x.to(torch.int8),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize("beside", [1, argparse.Namespace()], ids=["data", "object"])
+@pytest.mark.filterwarnings("ignore")  # PyTorch's on quantisation
+def test_tensors_that_no_network_here_takes_are_called_what_they_are(path, what, beside):
+    state = source()
+    torch.save({"state_dict": state | {"fc.weight": ODD[what](state["fc.weight"])}, "beside": beside}, path)
+    with user_error("teacher checkpoint", str(path), f"fc.weight is {what}"):
+        filled(path)
+
+
+# What does not fit
+
 NOT_STATES = [[1, 2], {}, {"state_dict": {}}, {"state_dict": {"a": 1.0}}, {"state_dict": None}, torch.zeros(3), "text"]
 CHANGES = {
     "a matrix with NaN": ({"conv2.weight": torch.full((8, 4, 3, 3), float("nan"))}, "NaN or infinite values in conv2"),
@@ -37,20 +288,23 @@ CHANGES = {
         {"bn1.running_var": torch.full((4,), float("inf"))},
         "infinite values in bn1.running_var",
     ),
-    "a complex bias": ({"fc.bias": COMPLEX}, "no state_dict"),
-    "a sparse matrix": ({"fc.weight": torch.ones(5, 8).to_sparse()}, "no state_dict"),
-    "one tensor less": ({"fc.bias": None}, "another architecture: it lacks fc.bias"),
-    "one tensor more": ({"more": torch.zeros(1)}, "another architecture: it has more"),
+    "one tensor less": ({"fc.bias": None}, "another architecture: it lacks 1 of 14 names (fc.bias;"),
+    "one tensor more": ({"more": torch.zeros(1)}, "another architecture: it has 1 names more than the network (more;"),
     "another shape": ({"conv1.weight": torch.zeros(4, 3, 5, 5)}, "another architecture: conv1.weight is (4, 3, 5, 5)"),
     "a bias alone of another height": ({"fc.bias": torch.zeros(9)}, "another architecture: fc.bias"),
     "nine classes": ({"fc.weight": torch.zeros(9, 8), "fc.bias": torch.zeros(9)}, "9 classes, 5 are wanted"),
+    "one channel": ({"conv1.weight": torch.zeros(4, 1, 3, 3)}, "takes 1 channel in the file, 3 here (conv1.weight"),
+    "both": (
+        {"conv1.weight": torch.zeros(4, 1, 3, 3), "fc.weight": torch.zeros(9, 8), "fc.bias": torch.zeros(9)},
+        "takes 1 channel in the file, 3 here (conv1.weight, its first convolution) and has 9 classes, 5 are wanted",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_file_that_does_not_fit_is_refused_by_what_is_wrong_and_leaves_the_network_as_it_was(path, what):
     change, words = CHANGES[what]
-    model, state = small_classifier(2), state_of(small_classifier(1)) | change
+    model, state = small_classifier(2), source() | change
     before = state_of(model)
     torch.save({"state_dict": {key: value for key, value in state.items() if value is not None}}, path)
     with user_error("teacher checkpoint", str(path), words):
@@ -58,8 +312,14 @@ def test_a_file_that_does_not_fit_is_refused_by_what_is_wrong_and_leaves_the_net
     assert same_state(state_of(model), before)
 
 
+def test_a_first_convolution_of_other_channels_names_the_flag(path):
+    torch.save(source() | {"conv1.weight": torch.zeros(4, 1, 3, 3)}, path)
+    with user_error("--teacher_channels 1"):
+        filled(path)
+
+
 def test_a_file_without_a_state_dict_says_so(path):
-    for content in (*NOT_STATES, {"epoch": 3}, {"state_dict": nn.Identity().state_dict()}):
+    for content in (*NOT_STATES, {"epoch": 3}, {"state_dict": nn.Identity().state_dict()}, argparse.Namespace(a=1)):
         torch.save(content, path)
         with user_error(str(path), "no state_dict"):
             load_classifier(small_classifier(1), path)
@@ -72,6 +332,40 @@ def test_another_number_of_classes_and_another_architecture_are_named_as_such(pa
             load_into(MODELS[name](10), state.state_dict(), path, "checkpoint")
 
 
+def test_a_head_that_is_a_1x1_convolution_has_classes_too(path):
+    def network(classes):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, classes, 1), nn.AdaptiveAvgPool2d(1))
+
+    with user_error("7 classes, 5 are wanted"):
+        load_into(network(5), network(7).state_dict(), path, "checkpoint")
+
+
 def test_a_network_without_matrices_is_of_another_architecture_not_of_other_classes(path):
     with user_error("another architecture"):
         load_into(nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3).state_dict(), path, "checkpoint")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["resnet8 resnet20 resnet32", "wrn16_1 wrn40_1", "vgg8 vgg11 vgg13"])
+def test_another_depth_of_a_family_never_loads(path, family):
+    for saved in family.split():
+        torch.save({"model": {f"module.{k}": v for k, v in MODELS[saved](10).state_dict().items()}}, path)
+        for wanted in family.split():
+            if wanted == saved:
+                load_classifier(MODELS[wanted](10), path)
+            else:
+                with user_error("another architecture"):
+                    load_classifier(MODELS[wanted](10), path)
+
+
+# Files of ours
+
+
+def test_our_own_files_are_taken_by_their_exact_names_alone(path):
+    state = source()
+    assert same_state(state_dict_of({"state_dict": state}, path, "part"), state)
+    for content in ({"model": state}, state):
+        with user_error("part", str(path), "no state_dict"):
+            state_dict_of(content, path, "part")
+    with user_error("another architecture"):
+        load_into(small_classifier(2), {f"module.{key}": value for key, value in state.items()}, path, "part")

@@ -106,7 +106,7 @@ def test_summary_and_log_agree_with_the_metrics(anew):
 def test_the_student_file_gives_the_reported_accuracy(anew):
     spec = registry.DATASETS["digits"]
     student = registry.classifier("resnet8", spec)
-    told = load_classifier(student, anew / "student_last.pth")
+    told = load_classifier(student, anew / "student_last.pth").about
     assert percentage_equal(*predict(student, spec.load("data", False, False), FP32)) == pytest.approx(told["accuracy"])
     assert (told["arch"], told["dataset"], told["epoch"], told["num_classes"]) == ("resnet8", "digits", 3, 10)
 
@@ -156,7 +156,7 @@ def test_the_committed_teachers_know_985_of_1000_held_out_digits():
     images = registry.load_digits("data", False, False)
     for name in ("resnet20", "wrn16_1"):
         teacher = registry.classifier(name, registry.DATASETS["digits"])
-        told = load_classifier(teacher, ROOT / f"checkpoints/pretrained/digits_{name}.pth")
+        told = load_classifier(teacher, ROOT / f"checkpoints/pretrained/digits_{name}.pth").about
         assert len(images) == 360 and percentage_equal(*predict(FP32.place(teacher), images, FP32)) >= 98.5
         assert told["arch"] == name and told["dataset"] == "digits"
 

@@ -1,10 +1,12 @@
 """For any words and any damage: a command line is values or one line, a damaged file is never half believed."""
 
+import argparse
 import io
+import pickle
 
 import pytest
 import torch
-from conftest import same_state
+from conftest import same_state, small_network
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from datafree.cli.flags import distillation_configs
 from datafree.cli.parser import Parser
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
+from datafree.models.loading import load_classifier
 
 CONFIGS = {"main.py": distillation_configs(AeahlRg, "aeahl_rg", "attack"), "train_scratch.py": train_scratch.CONFIGS}
 PARSERS = {program: Parser(program, "", configs) for program, configs in CONFIGS.items()}
@@ -94,6 +97,30 @@ def test_every_bit_of_a_tensor_counts(tmp_path):
 @given(content=st.one_of(st.binary(max_size=300), st.binary(max_size=60).map(lambda rest: b"PK\x03\x04" + rest)))
 def test_any_bytes_at_all_are_refused(content, tmp_path):
     assert load(tmp_path, content) is None
+
+
+FOREIGN = {  # with an object, so that torch.load refuses them, whole
+    "zip": lambda content, file: torch.save(content, file),
+    "legacy": lambda content, file: torch.save(content, file, _use_new_zipfile_serialization=False),
+    "pickle": lambda content, file: pickle.dump({name: value.numpy() for name, value in content["net"].items()}, file),
+    "whole network": lambda _, file: torch.save(small_network(1), file, _use_new_zipfile_serialization=False),
+}
+
+
+@settings(QUICK, max_examples=80)
+@given(kind=st.sampled_from(sorted(FOREIGN)), at=AT, mask=MASK, cut=st.booleans())
+def test_a_file_of_any_origin_changed_or_cut_anywhere_is_refused_in_one_line_or_loads(kind, at, mask, cut, tmp_path):
+    buffer, path = io.BytesIO(), tmp_path / "file.pth"
+    FOREIGN[kind]({"net": small_network(1).state_dict(), "args": argparse.Namespace(a=1)}, buffer)
+    whole, network = buffer.getvalue(), small_network(2)
+    path.write_bytes(whole[: at % len(whole)] if cut else flipped(whole, at, mask))
+    try:
+        load_classifier(network, path)
+    except UserError as error:
+        assert str(error).isprintable() and str(path) in error.what
+        assert same_state(network.state_dict(), small_network(2).state_dict())
+    else:
+        assert kind != "zip" or same_state(network.state_dict(), small_network(1).state_dict())
 
 
 def test_a_file_saved_without_checksums_loads(tmp_path):

@@ -8,7 +8,7 @@ from conftest import ROOT
 LOW = {"errors"}
 FILES = {"errors", "registration", "configuration", "files", "user_code"}
 ENGINE = {"models", "data", "losses", "errors", "configuration"}
-ABOVE = {"api", "cli", "methods", "targets", "engine", "runs", "models", "data", "losses", *FILES}
+ABOVE = {"api", "cli", "methods", "targets", "engine", "runs", "models", "weights", "data", "losses", *FILES}
 ALLOWED = {  # room: the rooms beside itself that it may import
     "errors": set(),
     "registration": LOW,
@@ -17,7 +17,8 @@ ALLOWED = {  # room: the rooms beside itself that it may import
     "user_code": LOW,
     "losses": LOW,
     "data": {"errors", "files", "configuration"},
-    "models": {"data", "losses", "files", "errors", "user_code"},
+    "weights": {"files", "errors"},
+    "models": {"data", "losses", "weights", "files", "errors", "user_code"},
     "engine": ENGINE,
     "runs": {"engine", "models", "data", "losses", *FILES},
     "targets": {"engine", "models", "data", "losses", "errors", "configuration"},

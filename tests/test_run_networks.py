@@ -1,9 +1,11 @@
 """What a run left can be opened in one line, and answers as it did when the run ended."""
 
+import argparse
+
 import pytest
 import torch
 from conftest import ROOT, user_error
-from programs import NAME, SMALL, finished
+from programs import BEFORE, FOLDER, NAME, QUICK, SMALL, few_digits, finished  # noqa: F401
 from small_run import SmallRun
 
 import registry
@@ -35,6 +37,26 @@ def test_student_and_teacher_score_on_pixels_what_the_summary_says(run):
     for network, key in ((run.student, "accuracy_last"), (run.teacher, "accuracy_teacher")):
         predicted, true = run.predict(network, run.real_images())
         assert 100 * (predicted == true).double().mean().item() == pytest.approx(run.run.summary[key])
+
+
+def test_a_teacher_of_several_sets_of_weights_is_the_one_that_the_run_had(tmp_path):
+    state = torch.load(BEFORE / "digits_resnet8.pth", weights_only=True)["state_dict"]
+    other = state | {"fc.bias": state["fc.bias"] + 1}
+    torch.save({"model": state, "model_ema": other, "args": argparse.Namespace(lr=0.1)}, tmp_path / "t.pth")
+    line = [*QUICK, "--run_root", tmp_path, "--teacher_path", tmp_path / "t.pth"]
+    for tag, more, taken, bias in (
+        ("a", [], "model", state),
+        ("b", ["--teacher_weights", "model_ema"], "model_ema", other),
+    ):
+        finished([*line, "--tag", tag, *more])
+        folder = tmp_path / f"{FOLDER}-{tag}"
+        log = (folder / "log.txt").read_text().splitlines()
+        remarks = [text.partition(": ")[2] for text in log if text.startswith(f"teacher checkpoint {tmp_path}/t.pth: ")]
+        assert remarks[0] == f"took the weights under {taken}"
+        assert remarks[-1] == "holds other objects, which were not made: argparse.Namespace"
+        assert any("model_ema (--teacher_weights" in remark for remark in remarks) == (tag == "a")
+        teacher = RunNetworks(folder, registry, "cpu", "fp32").teacher
+        assert torch.equal(teacher.state_dict()["fc.bias"], bias["fc.bias"])
 
 
 def test_perturbed_pixels_are_those_that_p_asks_for_within_its_bound(run):

@@ -90,6 +90,9 @@ class TaskConfig(DataConfig):
     teacher: str = knob("resnet20", NETWORKS, unit="MODEL")
     student: str = knob("resnet8", "likewise; trained from scratch", unit="MODEL")
     teacher_path: Path | None = knob(None, f"the teacher's checkpoint (default: {PRETRAINED})", unit="FILE")
+    teacher_weights: str | None = knob(
+        None, "which of several sets of weights in that file, such as model_ema (default: docs/teachers.md)", unit="KEY"
+    )
     teacher_img_size: Sizes = size_knob("teacher")
     teacher_channels: int | None = channels_knob("teacher")
     teacher_mean: Channels = mean_knob("teacher")

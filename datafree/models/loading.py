@@ -1,86 +1,170 @@
-"""Weights from files into networks, names and shapes matching."""
+"""Weights from files into networks.
+
+of ours         state_dict_of, load_into    {"state_dict": ...}, every name and shape as it is
+of any origin   load_classifier             what datafree/weights/ reads and matches; what it had to do, as remarks
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import files
 from ..data.specs import pair
 from ..errors import UserError
+from ..weights.choice import Candidate, choose, why_not
+from ..weights.mismatch import check_shapes, refuse_names
+from ..weights.names import is_derived
+from ..weights.reading import Content, read
+from ..weights.sets import keys_of, sets_in, unread
 from .classifier import Classifier
 from .names import UNKNOWN, InputFormat
 
+SHOWN = 3  # names in a remark
+
 
 def state_dict_of(content: Any, path: Path | str, what: str) -> dict[str, Tensor]:
-    """The state dict in a loaded file: under ``state_dict``, or the file itself; a ``module.`` prefix is dropped.
+    """The state dict in a loaded file of ours: under ``state_dict``.
 
     Raises:
         UserError: if there is none, or a value in it is not finite.
     """
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    state = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(_is_plain(value) for value in state.values()):
-        raise UserError(f"{what} {path} holds no state_dict", "save {'state_dict': model.state_dict()}")
-    bad = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
-    if bad is not None:
-        raise UserError(f"{what} {path} has NaN or infinite values in {bad}", "train or copy it anew")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
-
-
-def _is_plain(value: Any) -> bool:
-    """A dense tensor of real numbers, with data."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return False
-    return value.device.type == "cpu" and not value.is_quantized and not value.is_complex()
+        raise UserError(f"{what} {path} holds no state_dict", "give the file that a run wrote")
+    _check_finite(state, f"{what} {path}")
+    return dict(state)
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path | str, what: str) -> None:
-    """Fills a network, all names and shapes matching.
-
-    Raises:
-        UserError: if they do not match, naming the first difference; a last linear layer of another height, all else
-            being equal, is called what it is, another class count.
-    """
-    own = model.state_dict()
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    if missing or extra:
-        first = f"it lacks {missing[0]}" if missing else f"it has {extra[0]}"
-        raise UserError(f"{what} {path} is of another architecture: {first}", "name the model that it was saved from")
-    wrong = [key for key in own if own[key].shape != state[key].shape]
-    last_weight = next((key for key in reversed(own) if own[key].ndim == 2), "")
-    last_linear = {last_weight, last_weight.removesuffix("weight") + "bias"}
-    if last_weight in wrong and set(wrong) <= last_linear and state[last_weight].ndim == 2:
-        here, there = len(own[last_weight]), len(state[last_weight])
-        raise UserError(
-            f"{what} {path} has {there} classes, {here} are wanted", "choose the data set it was trained on"
-        )
-    if wrong:
-        shapes = f"{wrong[0]} is {tuple(state[wrong[0]].shape)} there, {tuple(own[wrong[0]].shape)} here"
-        raise UserError(f"{what} {path} is of another architecture: {shapes}", "name the model that it was saved from")
+    """Fills a network, all names and shapes matching. Raises UserError if they do not, saying what differs."""
+    own = _tensors_of(model)
+    if own.keys() != state.keys():
+        refuse_names(list(own), list(state), f"{what} {path}")
+    check_shapes(own, state, f"{what} {path}")
     model.load_state_dict(dict(state))
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What came of reading a network's weights.
+
+    Attributes:
+        about: what else the file says (``arch``, ``dataset``, ``accuracy``, ...), plain values only.
+        remarks: a line each, for the log: which weights were taken where that is not plain, and what was passed over.
+    """
+
+    about: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
 def load_classifier(
-    model: nn.Module, path: Path | str, what: str = "teacher checkpoint", given: InputFormat = UNKNOWN
-) -> dict[str, Any]:
-    """Fills a network from a file of ours or of the CMI / Fast-Datafree model zoo.
+    model: nn.Module,
+    path: Path | str,
+    what: str = "teacher checkpoint",
+    given: InputFormat = UNKNOWN,
+    key: str | None = None,
+) -> Loaded:
+    """Fills a network from a file or folder of any common origin.
 
-    A Classifier takes images as the file says, where it does and ``given`` does not.
+    A Classifier takes images as the file says, where it is one of ours and does, and ``given`` does not.
 
-    Returns:
-        What else the file says (``arch``, ``dataset``, ``accuracy``, ...), plain values only.
+    Args:
+        model: left as it was where the weights do not fit.
+        path: see :mod:`datafree.weights.reading`.
+        what: what the file is to the user, for messages.
+        given: what is known of the images.
+        key: which of several sets of weights to take, dotted; without, see :data:`datafree.weights.choice.ORDER`.
 
     Raises:
-        UserError: see :func:`files.load`, :func:`state_dict_of` and :func:`load_into`.
+        UserError: the file cannot be read, has no weights, none that fit this network, or none under ``key``.
     """
-    content = files.load(path, what)
-    load_into(model, state_dict_of(content, path, what), path, what)
-    if isinstance(model, Classifier) and isinstance(content.get("input_format"), dict):
-        kept = content["input_format"]
+    where, own, content = f"{what} {path}", _tensors_of(model), read(path, what)
+    sets = sets_in(content.value)
+    if not sets:
+        _refuse_content(content.value, where)
+    fitting = choose(sets, own, key, where)
+    state = _checked(fitting[0].values, own, where)
+    # PyTorch, too, begins to count at 0 where a file of before 0.4.1 has no counter
+    counters = {name: torch.zeros_like(own[name]) for name in own if name.endswith("num_batches_tracked")}
+    model.load_state_dict(model.state_dict() | counters | state)
+    about = content.value if isinstance(content.value, Mapping) else {}
+    if isinstance(model, Classifier):
+        _take_format(model, about.get("input_format"), given)
+    plain = {str(name): value for name, value in about.items() if isinstance(value, str | int | float)}
+    return Loaded(plain, [f"{where}: {remark}" for remark in _remarks(content, fitting, own)])
+
+
+def _take_format(model: Classifier, kept: Any, given: InputFormat) -> None:
+    if isinstance(kept, Mapping) and kept.keys() >= {"img_size", "mean", "std"}:
         says = given.over(InputFormat(pair(kept["img_size"]), None, tuple(kept["mean"]), tuple(kept["std"])))
         says = says.for_channels(model.channels)
         model.take(says.img_size, says.mean, says.std)
-    return {key: value for key, value in content.items() if isinstance(value, str | int | float)}
+
+
+def _checked(values: Mapping[str, Any], own: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """In the network's types. Raises UserError where a value is none that the network can have."""
+    for name, value in values.items():
+        if (reason := why_not(value, own[name])) is not None:
+            raise UserError(f"{where} cannot be used: {name} is {reason}", "save its weights as plain float tensors")
+    state = {k: v for k, v in values.items() if not is_derived(k) or v.shape == own[k].shape}
+    check_shapes(own, state, where)
+    state = {name: value.detach().to(own[name].dtype) for name, value in state.items()}
+    _check_finite(state, where)
+    return state
+
+
+def _remarks(content: Content, fitting: list[Candidate], own: Mapping[str, Tensor]) -> list[str]:
+    """What the user may want to know of the way to these weights."""
+    taken, remarks = fitting[0], []
+    if taken.key not in ((), ("state_dict",)):
+        remarks.append(f"took the weights under {'.'.join(taken.key)}")
+    others = [".".join(each.key) or "(the file itself)" for each in fitting[1:] if not each.equals(taken)]
+    if others:
+        remarks.append(f"other weights in it fit, too: {', '.join(others)} (--teacher_weights names those to take)")
+    if taken.match.passed_over:
+        remarks.append(f"passed over beside the network's names: {_some(taken.match.passed_over)}")
+    if taken.source.whole:
+        remarks.append(
+            f"holds a network saved whole ({taken.source.whole}): its weights were read, nothing of its code was run"
+        )
+    elif content.strange:
+        remarks.append(f"holds other objects, which were not made: {_some(content.strange)}")
+    kinds = {
+        str(value.dtype).removeprefix("torch.") for name, value in taken.values.items() if _is_cast(value, own[name])
+    }
+    if kinds:
+        remarks.append(f"weights cast from {', '.join(sorted(kinds))}")
+    return remarks
+
+
+def _is_cast(value: Tensor, own: Tensor) -> bool:
+    return own.is_floating_point() and value.dtype != own.dtype
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)})" if len(names) > SHOWN else "")
+
+
+def _refuse_content(content: Any, where: str) -> None:
+    held = _some(keys_of(content)) or getattr(content, "name", type(content).__name__)
+    raise UserError(
+        f"{where} holds no state_dict, nor weights in another form, but {held}",
+        "save {'state_dict': model.state_dict()}",
+    )
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and unread(value) is None
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{where} has NaN or infinite values in {name}", "train or copy it anew")

@@ -61,7 +61,9 @@ class RunNetworks:
     @cached_property
     def teacher(self) -> Classifier:
         path = self.config["teacher_path"]
-        return self._classifier("teacher", path, "teacher checkpoint", "file" if path else "own")
+        return self._classifier(
+            "teacher", path, "teacher checkpoint", "file" if path else "own", self.config.get("teacher_weights")
+        )
 
     @cached_property
     def student(self) -> Classifier:
@@ -115,11 +117,13 @@ class RunNetworks:
         """Random numbers for one purpose, on the device or on the CPU."""
         return Streams(seed, "cpu" if on_host else self.compute.device)[name]
 
-    def _classifier(self, role: str, path: Path | str | None, what: str, weights: str = "none") -> Classifier:
+    def _classifier(
+        self, role: str, path: Path | str | None, what: str, weights: str = "none", key: str | None = None
+    ) -> Classifier:
         given = given_format(Namespace(**self.config), role)
         classifier = self._names.classifier(self.config[role], self.spec, given, weights)
         if path:
-            load_classifier(classifier, path, what, given)
+            load_classifier(classifier, path, what, given, key)
         fitted(classifier, f"{what} {path}", self.spec.shape, self.compute)
         return classifier.eval().requires_grad_(False)
 
