@@ -24,6 +24,7 @@ from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.data.specs import test_images
 from datafree.engine import device
+from datafree.engine.distribution import check_alone
 from datafree.engine.randomness import initialising
 from datafree.errors import UserError
 from datafree.methods.base import Method
@@ -31,10 +32,10 @@ from datafree.methods.loading import method_class
 from datafree.models.loading import Loaded, load_classifier
 from datafree.models.names import given_format
 from datafree.targets import chosen
-from datafree.user_code import absolute
 
 
 def main(argv: list[str]) -> None:
+    check_alone()
     parser, values, method = command_line(argv)
     spec, compute = registry.dataset_spec(values), device.choose(values.device, values.precision)
     values.precision = compute.precision  # a resumption must not choose another
@@ -45,11 +46,12 @@ def main(argv: list[str]) -> None:
     teacher = registry.classifier(values.teacher, spec, takes["teacher"], weights, values.download)
     loaded = Loaded()
     if values.teacher_path:
+        resume.check_teacher_file(values)
         loaded = load_classifier(teacher, values.teacher_path, given=takes["teacher"], key=values.teacher_weights)
     with initialising(values.seed, "student"):
         student = registry.classifier(values.student, spec, takes["student"], download=values.download)
-    job = api.prepare(values, spec, teacher, student, method, compute)
-    report = [*parser.grouped(values), f"runs on: {compute}", job.sizes(), f"writes to: {path}"]
+    job = api.prepare(values, spec, teacher, student, method, compute, path)
+    report = [*parser.grouped(values), *compute.about(), job.sizes(), f"writes to: {path}"]
     report += [*loaded.remarks, *job.remarks]
     if values.dry_run:
         print("\n".join(report))
@@ -68,10 +70,9 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     values = resume.arguments(parser, argv, registry.distillation_preset)
     parser.check(values)
     values.ep_steps = values.ep_steps or values.kd_steps
-    values.teacher_path = values.teacher_path or registry.pretrained_path(values.dataset, values.teacher)
+    values.teacher_path = values.teacher_path or registry.teacher_file(values.dataset, values.teacher)
     if values.teacher_weights and not values.teacher_path:
         raise UserError("--teacher_weights names weights in a file", "give the file with --teacher_path")
-    values.method = absolute(values.method)
     return parser, values, method
 
 

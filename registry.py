@@ -202,8 +202,17 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
 
 
 def pretrained_path(dataset: str, model: str) -> Path | None:
-    """Where train_scratch.py leaves a checkpoint and main.py looks for a teacher; None for one that has its weights."""
+    """Where train_scratch.py leaves a checkpoint, from the working folder; None for a network that has its weights."""
     return None if model.startswith("hf:") else Path("checkpoints/pretrained") / f"{slug(dataset)}_{slug(model)}.pth"
+
+
+def teacher_file(dataset: str, model: str) -> Path | None:
+    """Where main.py looks for a teacher: in the working folder, else beside this file. None as above."""
+    path = pretrained_path(dataset, model)
+    if path is None or path.exists():
+        return path
+    beside = Path(__file__).resolve().parent / path
+    return beside if beside.exists() else path
 
 
 def classifier(

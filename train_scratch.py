@@ -32,6 +32,7 @@ from datafree.data.augmentation import Augmentation
 from datafree.data.specs import DatasetSpec, Images, TensorImages
 from datafree.engine import device
 from datafree.engine.device import Compute
+from datafree.engine.distribution import check_alone
 from datafree.engine.evaluation import Score, percentage_equal, predict
 from datafree.engine.probe import fitted
 from datafree.engine.randomness import Streams, initialising
@@ -61,6 +62,7 @@ CONFIGS = {"task": TaskConfig, "training": Training.Config, "machine": MachineCo
 
 
 def main(argv: list[str]) -> None:
+    check_alone()
     parser = Parser("train_scratch.py", "Train a teacher, or a student's upper bound, on real data.", CONFIGS)
     values = resume.arguments(parser, argv, registry.training_preset)
     parser.check(values)
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
     with initialising(values.seed, "student"):
         model = registry.classifier(values.model, spec, given_format(values, "model"))
     remarks = fitted(model, f"model {values.model}", spec.shape, compute, values.batch_size)
-    report = [*parser.grouped(values), f"runs on: {compute}", f"writes to: {path}, {values.output}", *remarks]
+    report = [*parser.grouped(values), *compute.about(), f"writes to: {path}, {values.output}", *remarks]
     if values.dry_run:
         print("\n".join(report))
         return

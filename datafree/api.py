@@ -13,13 +13,14 @@ import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .cli.flags import LengthConfig, distillation_configs
-from .cli.resume import check_same
+from .cli.resume import TEACHER_CHECKSUM, check_same, check_teacher
 from .configuration import Config, described, plain, resolve
 from .data.augmentation import Augmentation, to_levels
 from .data.batch import Batch
@@ -27,6 +28,8 @@ from .data.placement import choose_placement
 from .data.pool import ImagePool, bytes_per_image, image_column
 from .data.specs import DatasetSpec, Images, TensorImages, pair
 from .engine import device
+from .engine.advice import against_chance
+from .engine.compiling import Compiling
 from .engine.context import Context
 from .engine.device import Compute
 from .engine.evaluation import Evaluation, Score, near_chance
@@ -37,10 +40,12 @@ from .engine.student import Student
 from .errors import UserError
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
+from .models.checksum import checksum
 from .models.classifier import Classifier
 from .models.names import classifier_of, format_of, given_format
 from .runs.folder import OWN_FILES, folder_name
 from .runs.run import Run, opened
+from .runs.snapshot import saved_part
 from .targets import TARGETS, Targets, chosen
 
 FRESH_IMAGES = 512  # judge agreement where there is no test set; chosen by us
@@ -58,7 +63,8 @@ class Job:
     targets: Targets
     student: Student
     pool: ImagePool | None
-    compiled: bool
+    compiling: Compiling
+    teacher_checksum: str  # as it was loaded
     remarks: list[str]  # for the log, from the look ahead
 
     @property
@@ -78,8 +84,7 @@ class Job:
         counts = [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks.items()]
         rounds = self.length.epochs * len(self.length.rounds)
         pool = f"pool {self.pool.placement}" if self.pool is not None else "no pool"
-        how = "; networks compiled" if self.compiled else ""
-        return f"parameters: {', '.join(counts)}; rounds: {rounds}; {pool}{how}"
+        return f"parameters: {', '.join(counts)}; rounds: {rounds}; {pool}{self.compiling}"
 
 
 def loop(job: Job, run: Run, evaluation: Evaluation) -> None:
@@ -135,10 +140,8 @@ def warn_if_at_chance(job: Job, run: Run, score: Score, epoch: int) -> None:
     looks = min(length.epochs, math.ceil(from_here / length.eval_every) * length.eval_every)
     reached = score.agreement if score.accuracy is None else score.accuracy
     if epoch == looks and near_chance(reached, job.context.spec.num_classes):
-        run.folder.log(
-            f"warning: the student is still near chance ({reached:.1f} %) - lower --lr, or raise --kd_steps; if the "
-            "images in synthetic.png are all alike, the method needs more steps to make them"
-        )
+        lr_g = getattr(job.values, "lr_g", None)
+        run.folder.log(against_chance(reached, run.progress.generator_loss, epoch, lr_g))
 
 
 def leave(job: Job, run: Run, evaluation: Evaluation) -> None:
@@ -164,6 +167,7 @@ def prepare(
     student: Classifier,
     method: type[Method],
     compute: Compute,
+    path: Path | None = None,
 ) -> Job:
     """Networks, method, targets and pool, ready for :func:`loop`.
 
@@ -174,10 +178,12 @@ def prepare(
         student: trained in place.
         method: the class behind ``values.method``.
         compute: device and precision.
+        path: the run folder; where a run goes on, its saved state stands in for files that the method began with.
 
     Raises:
         UserError: for whatever does not fit together, before anything is written.
     """
+    loaded = checksum(teacher)
     streams, length = Streams(values.seed, compute.device), LengthConfig.of(values)
     targets = TARGETS[chosen(values.hl, values.no_aea)]
     told = {
@@ -196,15 +202,17 @@ def prepare(
         streams=streams,
         augmentation=Augmentation(values.crop_padding, spec.flip),
         origin=told | {"mode": method.label(values)},
+        saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
     )
     learner = Student(context, Student.Config.of(values), length.steps)
     maker, aims = method(context, method.Config.of(values)), targets(context, targets.Config.of(values))
     pool = make_pool(values, maker, aims, context, length) if method.pooled else None
-    compiled = compute.compiles(values.compile, values.no_compile)
-    job = Job(values, length, context, maker, aims, learner, pool, compiled, [*remarks, *maker.remarks])
-    if compiled:
-        device.compile_networks([context.teacher, answering, student, *maker.busy, *aims.networks.values()])
-    return job
+    compiling = Compiling.chosen(compute, values.compile, values.no_compile)
+    if compiling.on:
+        busy = {f"network {i} of the method": network for i, network in enumerate(maker.busy)}
+        teachers = {"teacher": context.teacher, "teacher's copy": answering}
+        compiling.compile({**teachers, "student": student, **busy, **aims.networks})
+    return Job(values, length, context, maker, aims, learner, pool, compiling, loaded, [*remarks, *maker.remarks])
 
 
 def make_pool(values: Namespace, method: Method, targets: Targets, context: Context, length: LengthConfig) -> ImagePool:
@@ -236,8 +244,11 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
         UserError: where the folder cannot be used, or a loss became NaN. Stopped: after a signal.
     """
     compute = job.context.compute
+    check_teacher(job.values, path, config["program"], job.teacher_checksum)
+    config = {**config, TEACHER_CHECKSUM: job.teacher_checksum}
     with opened(path, job.values, config, remarks, job.parts, compute, job.pool) as run:
         if run is not None:
+            job.compiling.say = run.folder.log
             evaluation = Evaluation(job.context.teacher, images, compute)
             for line in evaluation.about_teacher():
                 run.folder.log(line)
@@ -303,8 +314,9 @@ def distil(
     path = values.run_root / run_name(values, method)
     if values.resume:
         check_same(values, path, configs, "datafree.distil")
-    job = prepare(values, spec, *classifiers, method, compute)
-    run_job(job, path, test, described("datafree.distil", configs, values), [job.sizes(), *job.remarks])
+    job = prepare(values, spec, *classifiers, method, compute, path)
+    config, remarks = described("datafree.distil", configs, values), [*compute.about(), job.sizes(), *job.remarks]
+    run_job(job, path, test, config, remarks)
     results = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     return Distilled(job.student.classifier.eval(), path, results)
 

@@ -9,6 +9,7 @@ value = given (command line or Python), else the preset for this task, else the 
 import argparse
 import math
 import numbers
+import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -17,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar
 
 from .errors import UserError
+from .paths import absolute
 
 LARGEST = 2**31  # of counts
 NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
@@ -99,7 +101,7 @@ def kind_of(each: Field, config: type) -> tuple[type, int | None]:
 def convert(each: Field, kind: type, text: str) -> Any:
     """From a word of the command line. Raises ValueError where it is none of that kind, or out of range."""
     try:
-        value = kind(text)
+        value = kind(os.path.expanduser(text) if kind is Path else text)  # --flag=~/file is not expanded by a shell
     except ValueError:
         raise ValueError(f"{text!r} is not {NUMBERS[kind][1] if kind in NUMBERS else kind.__name__}") from None
     return checked(each, value)
@@ -165,8 +167,8 @@ def resolve(configs: Mapping[str, type[Config]], given: Mapping[str, Any], prese
 def described(program: str, configs: Mapping[str, type[Config]], values: argparse.Namespace) -> dict[str, Any]:
     """For config.json: every value, and for whoever shows them the groups and defaults of their flags."""
     groups = {title: [each.name for each in fields(config)] for title, config in configs.items()}
-    defaults = {each.name: plain(each.default) for config in configs.values() for each in fields(config)}
-    known = {name: plain(value) for name, value in vars(values).items()}
+    defaults = {each.name: absolute(each.default) for config in configs.values() for each in fields(config)}
+    known = {name: absolute(value) for name, value in vars(values).items()}
     return {"program": program, **known, "groups": groups, "defaults": defaults}
 
 

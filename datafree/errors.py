@@ -11,6 +11,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+RATES = {  # the flag to lower where one of these terms, or weights of these networks, became NaN or infinite
+    "--lr": ("loss_kd", "loss_hard", "student", "loss", "model"),
+    "--lr_g": ("loss_bn", "loss_oh", "g1", "g2", "d"),
+    "--lr_p": ("loss_gap", "P"),
+}
+
 
 class UserError(Exception):
     """Something the user can put right.
@@ -69,9 +75,10 @@ def not_finite_in(where: str) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as bad:
+        rate = next((rate for rate, names in RATES.items() if bad.term.split("'")[0] in names), "--lr or --lr_g")
         raise UserError(
             f"{bad.term} became {bad.value} in {where}, step {bad.step}",
-            "lower --lr or --lr_g, or try --precision fp32; the state before it is kept",
+            f"lower {rate}, or try --precision fp32; the state before it is kept",
         ) from None
 
 

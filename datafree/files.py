@@ -6,6 +6,7 @@ import pickle
 import re
 import stat
 import tempfile
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,8 @@ import torch
 
 from .errors import UserError
 
+os.umask(UMASK := os.umask(0))  # there is no other way to ask
+PAUSES = (0.05, 0.15, 0.3) if os.name == "nt" else ()  # seconds between attempts to replace a file
 LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK}  # what a file system cannot do
 
 
@@ -51,8 +54,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(watched)
             sync(file)
         with suppress(OSError):  # a share may know no permissions, or belong to somebody else
-            os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o666 & ~UMASK)  # it was made for its owner alone
+        _replace(temporary, path)
         _sync_names(path.parent)
     except (OSError, RuntimeError) as error:
         failure = error if isinstance(error, OSError) else watched and watched.failure
@@ -74,6 +77,16 @@ def sync(file: IO[bytes]) -> None:
     except OSError as error:
         if error.errno not in LACKING:
             raise
+
+
+def _replace(temporary: str, path: Path) -> None:
+    """``os.replace``, again for half a second on Windows, where nobody else may have the file open at that moment."""
+    for pause in PAUSES:
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:  # a virus scanner, or whoever looks at the file
+            time.sleep(pause)
+    return os.replace(temporary, path)
 
 
 def _sync_names(folder: Path) -> None:

@@ -13,12 +13,6 @@ def is_file(name: str) -> bool:
     return ".py:" in name
 
 
-def absolute(name: str) -> str:
-    """FILE.py:SOMETHING with the whole path; any other name as it is."""
-    file, colon, attribute = name.partition(".py:")
-    return f"{Path(file + '.py').expanduser().resolve()}:{attribute}" if colon else name
-
-
 def load(name: str, what: str) -> Any:
     """What FILE.py:SOMETHING names. Runs the file; modules beside it can be imported from it.
 

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     spec = registry.DATASETS["digits"]
     images = spec.load(Path("data"), False, False)
     for name in argv or ["resnet20", "wrn16_1"]:
-        classifier, path = registry.classifier(name, spec), registry.pretrained_path("digits", name)
+        classifier, path = registry.classifier(name, spec), registry.teacher_file("digits", name)
         load_classifier(classifier, path)
         accuracy = percentage_equal(*predict(classifier, images, compute))
         print(f"{path}: {accuracy:.2f} %")

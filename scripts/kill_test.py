@@ -182,6 +182,8 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str]) -> int:
     args, more = arguments(argv)
+    if not hasattr(os, "fork"):
+        raise SystemExit("error: this system has no fork — run it on Linux or macOS")
     import torch.utils.tensorboard  # noqa: F401 (before any fork)
 
     flags = ["--epochs", str(args.epochs), *SMALL[args.program].split(), *more]

@@ -24,6 +24,10 @@ from datafree.runs.stopping import Stopped, StopRequests
 from main import command_line
 
 POLL_SECONDS = 0.05
+if os.name == "nt":  # a group there is what a session is elsewhere
+    APART, INTERRUPT = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}, signal.CTRL_BREAK_EVENT
+else:
+    APART, INTERRUPT = {"start_new_session": True}, signal.SIGINT
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Queue:
             [sys.executable, str(self.program), *job.flags, "--resume"],
             {**os.environ, **environment},
         )
-        apart = {"stdout": subprocess.DEVNULL, "stderr": errors, "start_new_session": True}
-        return subprocess.Popen(command, env=environment, **apart), errors
+        output = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": errors}
+        return subprocess.Popen(command, env=environment, **output, **APART), errors
 
     def take_in(self, finished: Callable[[Job, Path], None]) -> None:
         """What has ended since."""
@@ -105,7 +109,7 @@ class Queue:
         """Asks all that is under way to save and leave."""
         for _, process, _ in self.running.values():
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(INTERRUPT)
 
 
 def run_queue(

@@ -29,7 +29,7 @@ from datafree.reporting.results import collect
 from datafree.reporting.run_reader import read_run
 from datafree.reporting.tables import write_tables
 from datafree.runs.stopping import Stopped
-from registry import DATASETS, MODELS, pretrained_path
+from registry import DATASETS, MODELS, teacher_file
 
 Pair = tuple[str, str]
 ENDINGS = {"markdown": "md", "latex": "tex", "csv": "csv"}
@@ -146,9 +146,7 @@ def job(
 def missing_teachers(args: argparse.Namespace) -> dict[str, str]:
     """The absent checkpoints among those that the plan needs, each with the command that trains it."""
     teachers = dict.fromkeys(teacher for teacher, _ in (args.source, *args.pairs))
-    needed = {
-        pretrained_path(dataset, teacher): (dataset, teacher) for dataset in args.datasets for teacher in teachers
-    }
+    needed = {teacher_file(dataset, teacher): (dataset, teacher) for dataset in args.datasets for teacher in teachers}
     return {
         str(path): f"python train_scratch.py --model {teacher} --dataset {dataset}"
         for path, (dataset, teacher) in needed.items()

@@ -42,15 +42,15 @@ def script(name):
     return module
 
 
-def run(line, program=main):
-    """Exit status, stdout, stderr."""
+def run(line, program=main, where=ROOT):
+    """Exit status, stdout, stderr; started from that folder."""
     stdout, stderr, status = io.StringIO(), io.StringIO(), 0
     torch.manual_seed(0)  # as in a new process
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["program", *map(str, line)])
         patch.setattr(sys, "stdout", stdout)
         patch.setattr(sys, "stderr", stderr)
-        patch.chdir(ROOT)
+        patch.chdir(where)
         try:
             run_program(program.main)
         except SystemExit as left:
@@ -58,16 +58,16 @@ def run(line, program=main):
     return status, stdout.getvalue(), stderr.getvalue()
 
 
-def finished(line, program=main):
+def finished(line, program=main, where=ROOT):
     """What it printed, of a run that must come to its end."""
-    status, stdout, stderr = run(line, program)
+    status, stdout, stderr = run(line, program, where)
     assert (status, stderr) == (0, ""), stderr
     return stdout
 
 
-def error_of(line, program=main):
+def error_of(line, program=main, where=ROOT):
     """The one line of a run that must fail the way a user sees it."""
-    status, _, stderr = run(line, program)
+    status, _, stderr = run(line, program, where)
     assert status == 2, (status, stderr)
     assert stderr.startswith("error: ") and stderr.endswith("\n") and " — " in stderr, stderr
     assert stderr.count("\n") == 1 and stderr.count("error:") == 1 and "Traceback" not in stderr, stderr

@@ -138,9 +138,9 @@ def test_eval_every_leaves_cells_empty_but_not_those_of_the_last_epoch(tmp_path)
 
 def epochs_warned_at(reached, eval_every, warmup=2, begin=1):
     """At which of 12 epochs the student's score, always the same, is warned about."""
-    said, job = [], Namespace(context=Namespace(spec=Namespace(num_classes=10)))
+    said, job = [], Namespace(context=Namespace(spec=Namespace(num_classes=10)), values=Namespace())
     job.length = LengthConfig(epochs=12, warmup=warmup, eval_every=eval_every)
-    run = Namespace(folder=Namespace(log=said.append))
+    run = Namespace(folder=Namespace(log=said.append), progress=Namespace(generator_loss=[]))
     for epoch in range(begin, 13):
         if epoch > warmup and (epoch % eval_every == 0 or epoch == 12):
             before = len(said)

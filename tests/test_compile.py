@@ -1,17 +1,25 @@
-"""Compiled networks learn what eager ones learn; a network that cannot be compiled runs as it is."""
+"""Compiled networks learn what eager ones learn; what cannot be compiled runs as it is, and one line says so."""
 
+import os
+import stat
+import subprocess
+import sys
 from functools import partialmethod
 
 import pytest
 import torch
-from conftest import FP32, small_classifier
+from conftest import CPU, FP32, ROOT, small_classifier
+from programs import QUICK
 from test_aeahl_rg import context_of
 from torch import nn
 
-from datafree.engine.device import Compute, compile_networks
+from datafree.engine import compiling
+from datafree.engine.compiling import Compiling, obstacle_on
+from datafree.engine.device import Compute
 from datafree.methods.aeahl_rg import AeahlRg
 
-GPU = Compute(torch.device("cuda"), True, "in tests")
+CUDA = torch.device("cuda")
+GPU = Compute(CUDA, True, "in tests")
 
 
 @pytest.fixture
@@ -22,12 +30,31 @@ def traced(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def tools(monkeypatch, tmp_path):
+    """A machine with a GPU, Triton, compilers and headers, of which a test takes one away: a folder of programs."""
+    for name in ("gcc", "g++", "clang++", "cl"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(compiling, "find_spec", lambda name: name)
+    monkeypatch.setattr(compiling.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Quadro P400")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    return tmp_path
+
+
 @pytest.mark.slow
 def test_a_compiled_round_of_synthesis_is_the_eager_one_hooks_included(traced):
     eager, compiled = (
         AeahlRg(context_of(), AeahlRg.Config(synthesis_batch_size=6, nz=4, ngf=2, g_steps=2)) for _ in range(2)
     )
-    compile_networks([compiled.context.teacher, compiled.context.student, *compiled.busy])
+    networks = {"teacher": compiled.context.teacher, "student": compiled.context.student, "busy": compiled.busy[0]}
+    Compiling(True).compile(networks)
     for _ in range(2):
         expected, found = eager.synthesize(warmup=False), compiled.synthesize(warmup=False)
         terms, others = eager.context.read().means(), compiled.context.read().means()
@@ -35,21 +62,128 @@ def test_a_compiled_round_of_synthesis_is_the_eager_one_hooks_included(traced):
         torch.testing.assert_close(found.images, expected.images, rtol=1e-2, atol=1e-2)
 
 
+def test_networks_are_compiled_where_asked_and_on_a_gpu_unless_refused(tools):
+    asked = {"nothing": (False, False), "compile": (True, False), "no_compile": (False, True)}
+    on_cpu, on_gpu = ({name: Compiling.chosen(on, *flags).on for name, flags in asked.items()} for on in (FP32, GPU))
+    assert on_cpu == {"nothing": False, "compile": True, "no_compile": False}
+    assert on_gpu == {"nothing": True, "compile": True, "no_compile": False}
+    assert [str(Compiling.chosen(FP32, *asked[name])) for name in ("nothing", "compile")] == ["", "; networks compiled"]
+
+
+def without_triton(monkeypatch, tools):
+    monkeypatch.setattr(compiling, "find_spec", lambda name: None)
+
+
+def on_an_old_gpu(monkeypatch, tools):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+
+
+def without_a_c_compiler(monkeypatch, tools):
+    (tools / "gcc").unlink()
+
+
+def without_a_cpp_compiler(monkeypatch, tools):
+    for name in ("g++", "clang++", "cl"):
+        (tools / name).unlink()
+
+
+def with_a_compiler_named_that_is_not_there(monkeypatch, tools):
+    monkeypatch.setenv("CC", "/none/gcc")
+    monkeypatch.setenv("CXX", "/none/g++")
+
+
+def without_headers(monkeypatch, tools):
+    (tools / "Python.h").unlink()
+
+
+@pytest.mark.parametrize(
+    ("missing", "device", "said"),
+    [
+        (without_triton, CUDA, "Triton is not installed"),
+        (without_triton, CPU, ""),
+        (on_an_old_gpu, CUDA, "Quadro P400 is too old for Triton"),
+        (without_a_c_compiler, CUDA, "no C compiler (gcc or clang)"),
+        (without_a_c_compiler, CPU, ""),
+        (without_a_cpp_compiler, CUDA, ""),
+        (without_a_cpp_compiler, CPU, "no C++ compiler"),
+        (with_a_compiler_named_that_is_not_there, CUDA, "no C compiler at CC=/none/gcc"),
+        (with_a_compiler_named_that_is_not_there, CPU, "no C++ compiler at CXX=/none/g++"),
+        (without_headers, CUDA, "Python's header files are not installed"),
+        (without_headers, CPU, "Python's header files are not installed"),
+    ],
+)
+def test_what_compiling_takes_and_is_not_there_is_named_for_the_device_that_takes_it(
+    missing, device, said, tools, monkeypatch
+):
+    missing(monkeypatch, tools)
+    assert obstacle_on(device).startswith(said) and bool(obstacle_on(device)) == bool(said)
+    chosen = Compiling.chosen(Compute(device, False, ""), True, False)
+    assert chosen.on != bool(said) and (f"not compiled: {said}" in str(chosen) or not said)
+
+
+def test_a_compiler_may_be_named_with_a_wrapper_and_flags_and_lie_in_a_folder_with_a_space(tools, monkeypatch):
+    (tools / "my gcc").mkdir()
+    for name in ("ccache", "my gcc/cc"):
+        (tools / name).write_text("#!/bin/sh\n")
+        (tools / name).chmod(0o755)
+    for named in ("ccache gcc -m64", str(tools / "my gcc/cc")):
+        monkeypatch.setenv("CC", named)
+        assert obstacle_on(CUDA) == ""
+
+
+def breaking(monkeypatch, *calls):
+    """PyTorch's compiler fails at these calls, counted from 0, and gives back what it was given at the others."""
+    count = iter(range(99))
+
+    def compile_fx(graph, inputs, **_):
+        if next(count) in calls:
+            raise RuntimeError("C++ compile error\n\nCommand:\ng++ -c\n\nOutput:\nld: cannot find -lgomp\n\n")
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+
+
+def test_a_failure_at_the_first_network_is_one_line_and_all_run_as_they_are(monkeypatch, capfd):
+    networks, x = {name: small_classifier(i) for i, name in enumerate("abc")}, torch.ones(2, 3, 8, 8)
+    expected, said = [network(x) for network in networks.values()], []
+    breaking(monkeypatch, 0)
+    compiled = Compiling(True)
+    compiled.say = said.append
+    compiled.compile(networks)
+    for _ in range(2):
+        torch.testing.assert_close([network(x) for network in networks.values()], expected)
+    torch._dynamo.reset()
+    (line,) = said
+    assert line.startswith("warning: networks not compiled") and line.endswith(": ld: cannot find -lgomp")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_network_that_alone_cannot_be_compiled_runs_alone_as_it_is(monkeypatch):
+    networks, x, said = {"good": small_classifier(1), "bad": small_classifier(2, width=6)}, torch.ones(2, 3, 8, 8), []
+    expected = [network(x) for network in networks.values()]
+    breaking(monkeypatch, 1)
+    compiled = Compiling(True)
+    compiled.say = said.append
+    compiled.compile(networks)
+    for _ in range(2):
+        torch.testing.assert_close([network(x) for network in networks.values()], expected)
+    torch._dynamo.reset()
+    assert [line.split(",")[0] for line in said] == ["warning: bad not compiled"]
+    assert [network._compiled_call_impl is None for network in networks.values()] == [False, True]
+
+
 @pytest.mark.slow
-def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("no compiler")
-
-    model, x = small_classifier(1), torch.ones(2, 3, 8, 8)
-    expected = model(x)
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
-    compile_networks([model])
-    torch.testing.assert_close(model(x), expected)
-
-
-def test_networks_are_compiled_where_asked_and_on_a_gpu_unless_refused(monkeypatch):
-    monkeypatch.setattr("datafree.engine.device.find_spec", lambda name: name)
-    assert [FP32.compiles(*flags) for flags in ((False, False), (True, False))] == [False, True]
-    assert [GPU.compiles(*flags) for flags in ((False, False), (True, False), (False, True))] == [True, True, False]
-    monkeypatch.setattr("datafree.engine.device.find_spec", lambda name: None)
-    assert not GPU.compiles(False, False)
+@pytest.mark.parametrize("works", ["not there", "there but useless"])
+def test_without_a_working_compiler_a_run_told_to_compile_ends_well_and_says_one_line(works, tmp_path):
+    compiler = tmp_path / "g++"
+    if works != "not there":
+        compiler.write_text(
+            '#!/bin/sh\ncase "$*" in *--version*) echo 13.0;; *) echo "no such header" >&2; exit 1;; esac'
+        )
+        compiler.chmod(stat.S_IRWXU)
+    tools = {"CC": str(compiler), "CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    line = [sys.executable, "main.py", *QUICK, "--compile", "--run_root", str(tmp_path / "run")]
+    run = subprocess.run(line, cwd=ROOT, env=os.environ | tools, capture_output=True, text=True, timeout=300)
+    said = [line for line in run.stdout.splitlines() if "not compiled" in line]
+    assert (run.returncode, run.stderr, len(said)) == (0, "", 1), run.stderr
+    assert f"no C++ compiler at CXX={compiler}" in said[0] or said[0].startswith("warning: ")

@@ -1,5 +1,6 @@
 """How many operations a round starts: on a GPU, small networks take as long as it takes to start them one by one."""
 
+import torch
 from conftest import FP32, small_context
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -11,7 +12,7 @@ OPERATIONS, FOR_L_BN = (
     1744,
     461,
 )  # of a round with K = 1 of wrn40_2 > wrn16_1, backward passes and the meta step included
-SLACK = 1.03
+SLACK = 1.03 if torch.__version__ >= "2.9" else 1.08  # 2.6 starts 6 % more
 
 
 class Counter(TorchDispatchMode):

@@ -6,13 +6,14 @@ import pytest
 from conftest import ROOT
 
 LOW = {"errors"}
-FILES = {"errors", "registration", "configuration", "files", "user_code"}
+FILES = {"errors", "paths", "registration", "configuration", "files", "user_code"}
 ENGINE = {"models", "data", "losses", "errors", "configuration"}
 ABOVE = {"api", "cli", "methods", "targets", "engine", "runs", "models", "weights", "data", "losses", *FILES}
 ALLOWED = {  # room: the rooms beside itself that it may import
     "errors": set(),
+    "paths": set(),
     "registration": LOW,
-    "configuration": LOW,
+    "configuration": {*LOW, "paths"},
     "files": LOW,
     "user_code": LOW,
     "losses": LOW,

@@ -11,6 +11,7 @@ from torch import nn
 
 from datafree.engine.evaluation import Score
 from datafree.engine.readings import Readings
+from datafree.errors import NotFiniteError, not_finite_in
 from datafree.runs import run as runs
 from datafree.runs.folder import RunFolder, read_status
 from datafree.runs.run import Run
@@ -97,9 +98,10 @@ def test_a_second_signal_interrupts_at_once(path):
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background of a script
     with pytest.raises(KeyboardInterrupt):
         Loop(path, stop)()
-    assert weight_in(path) == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert weight_in(path) == 1 and signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_status_through_the_life_of_a_run(path):
@@ -155,6 +157,20 @@ def test_a_term_or_a_weight_that_is_not_finite_ends_the_run_by_its_name_and_keep
             Loop(path / bad, spoil)()
         status = read_status(path / bad)
         assert status["state"] == "failed" and words in status["message"] and weight_in(path / bad) == 1
+
+
+@pytest.mark.parametrize(
+    ("term", "flag"),
+    [
+        *(("loss_kd", "--lr,"), ("student's conv1.weight", "--lr,"), ("model's fc.bias", "--lr,"), ("loss", "--lr,")),
+        *(("loss_bn", "--lr_g,"), ("g1's l1.0.weight", "--lr_g,"), ("d's layers", "--lr_g,"), ("loss_gap", "--lr_p,")),
+        *(("P's head", "--lr_p,"), ("loss_adv", "--lr or --lr_g,"), ("loss_generator", "--lr or --lr_g,")),
+        ("loss_of_my_method", "--lr or --lr_g,"),
+    ],
+)
+def test_what_became_nan_names_the_rate_to_lower(term, flag):
+    with user_error(f"lower {flag}"), not_finite_in("epoch 1"):
+        raise NotFiniteError(term, float("nan"), 1)
 
 
 def test_the_line_of_an_epoch_has_losses_scores_and_all_seconds():

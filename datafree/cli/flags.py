@@ -89,7 +89,9 @@ class TaskConfig(DataConfig):
     method: str = knob("aeahl_rg", "how images are made: a name of registry.py, or FILE.py:CLASS", unit="NAME")
     teacher: str = knob("resnet20", NETWORKS, unit="MODEL")
     student: str = knob("resnet8", "likewise; trained from scratch", unit="MODEL")
-    teacher_path: Path | None = knob(None, f"the teacher's checkpoint (default: {PRETRAINED})", unit="FILE")
+    teacher_path: Path | None = knob(  # free: at --resume its weights are compared
+        None, f"the teacher's checkpoint (default: {PRETRAINED})", unit="FILE", free=True
+    )
     teacher_weights: str | None = knob(
         None, "which of several sets of weights in that file, such as model_ema (default: docs/teachers.md)", unit="KEY"
     )
@@ -190,7 +192,8 @@ def distillation_configs(method: type[Method], name: str, targets: str) -> dict[
         "length": LengthConfig,
         "machine": DistillationMachineConfig,
     }
-    reserved = {"help", "program", "groups", "defaults", "format", "environment"}  # the last five: of config.json
+    of_config = {"program", "groups", "defaults", "format", "environment", "teacher_checksum"}
+    reserved = {"help"} | of_config
     taken = reserved.union(*(names_of(config) for title, config in configs.items() if title != own))
     for flag in sorted(taken & names_of(method.Config)):
         raise UserError(f"{own} has a flag --{flag} of its own", "main.py has one of that name: rename it")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from ..errors import UserError, is_out_of_memory
@@ -15,6 +16,9 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     A UserError becomes one line on stderr and exit status 2, and so does what the machine refuses wherever it does:
     memory, or a file. A signal becomes one line and 128 plus its number.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us, or a program of Windows without a terminal
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 (as long as we live)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
     try:
@@ -23,7 +27,8 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         _fail(str(error))
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        with suppress(OSError):  # its terminal may be what is gone
+            print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except KeyboardInterrupt:
         print("interrupted; what was saved is whole", file=sys.stderr)

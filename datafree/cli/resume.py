@@ -3,16 +3,19 @@
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configuration import Config, Preset, plain, resolve
+from ..configuration import Config, Preset, resolve
 from ..errors import UserError
+from ..paths import absolute, found_again, same_place
 from ..runs.folder import FORMAT
 from .flags import MachineConfig, TaskConfig, free_names
 from .parser import Parser
 
+TEACHER_CHECKSUM = "teacher_checksum"  # in config.json
 OF_ONE_START = {"resume", "overwrite", "dry_run"}  # of these, config.json says nothing about a resumption
 
 
@@ -46,9 +49,10 @@ def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.N
         return parser.resolve(argv, preset)
     config, free = read_config(folder, parser.prog), free_names(parser.configs)
     for name, value in vars(given).items():
-        if name not in free and plain(value) != config.get(name):
+        if name not in free and not same_place(config.get(name), absolute(value)):
             raise UserError(f"--{name} was {config.get(name)} in {folder}", "leave it out, or start another with --tag")
     kept = {name: config[name] for name in parser.names() if name in config and name not in OF_ONE_START}
+    kept |= {"run_root": str(folder.absolute().parent)}  # wherever it is by now
     try:
         kept = {name: parser.from_plain(name, value) for name, value in kept.items()}
     except UserError as error:
@@ -70,13 +74,44 @@ def check_same(values: argparse.Namespace, path: Path, configs: Mapping[str, typ
         return
     config, free = read_config(path, program), free_names(configs)
     for name, value in vars(values).items():
-        if name not in free and name in config and config[name] != plain(value):
+        if name not in free and name in config and not same_place(config[name], absolute(value)):
             what = f"--{name} was {config[name]} in {path}, not {value}"
             raise UserError(what, "say the same, or start another run with --tag")
 
 
+def check_teacher(values: argparse.Namespace, path: Path, program: str, checksum: str) -> None:
+    """Raises UserError where the run at ``path`` was begun with other weights than those of that checksum.
+
+    A run that was begun before checksums were kept knows its teacher's path alone.
+    """
+    if not (values.resume and os.path.exists(path / "config.json")):
+        return
+    config, file = read_config(path, program), getattr(values, "teacher_path", None)
+    same = same_place(config.get("teacher_path"), absolute(file))
+    if not (config[TEACHER_CHECKSUM] == checksum if TEACHER_CHECKSUM in config else same):
+        what = f"{file or 'the teacher'} is another teacher, by its weights or its input format, than {path} began with"
+        before = f" (then at {config['teacher_path']})" if config.get("teacher_path") else ""
+        raise UserError(what, f"give that one{before}, or start another run with --tag")
+
+
+def check_teacher_file(values: argparse.Namespace) -> None:
+    """Raises UserError where there is no file of the teacher's weights, with what to do about it."""
+    path = values.teacher_path
+    if path is not None and not (
+        os.path.exists(path) or re.match(r"\w+:/", str(path))
+    ):  # an address is told apart later
+        remedy = "say where it is now: --teacher_path FILE"
+        if not values.resume:
+            remedy = "name it with --teacher_path FILE, or train it with train_scratch.py"
+        raise UserError(f"teacher checkpoint {path} does not exist", remedy)
+
+
 def read_config(folder: Path, program: str) -> dict[str, Any]:
-    """config.json. Raises UserError where there is none, or it is of another program or version."""
+    """config.json, its paths found again where the folder has moved.
+
+    Raises:
+        UserError: where there is none, or it is of another program or version.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -91,4 +126,4 @@ def read_config(folder: Path, program: str) -> dict[str, Any]:
     if whose != program:
         by_hand = f"python {whose} --resume {folder}" if whose.endswith(".py") else "call that again with resume=True"
         raise UserError(f"{folder} is a run of {whose}", by_hand)
-    return config
+    return found_again(config, folder)

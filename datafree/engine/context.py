@@ -31,6 +31,8 @@ class Context:
         streams: random streams by purpose.
         augmentation: random crop and flip.
         origin: plain values that say where what is left comes from.
+        saved: gives the method's state as it was saved, where this run goes on with one; else None. It is restored once
+            all is built; what it says of shapes stands in for files that the method began with.
         observers: see :meth:`observe`.
         readings: see :meth:`report`.
     """
@@ -43,6 +45,7 @@ class Context:
     streams: Streams
     augmentation: Augmentation
     origin: dict[str, Any] = field(default_factory=dict)
+    saved: Callable[[], Mapping[str, Any] | None] = lambda: None
     observers: list[Observer] = field(default_factory=list)
     readings: Readings = field(default_factory=Readings)
 

@@ -1,9 +1,11 @@
 """Where and in which precision the networks run."""
 
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+import warnings
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +14,7 @@ from torch import nn
 
 from ..errors import UserError
 
+DEVICE_FILE = Path("/dev/nvidia0")  # of the first NVIDIA GPU, on Linux
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -23,11 +26,13 @@ class Compute:
         device: where everything lives.
         bf16: whether networks run under bf16 autocast.
         reason: why that precision, for the log.
+        warning: why it is not on a GPU that the machine seems to have.
     """
 
     device: torch.device
     bf16: bool
     reason: str
+    warning: str = ""
 
     @property
     def precision(self) -> str:
@@ -42,10 +47,9 @@ class Compute:
         """Moves a network to the device, its convolution weights in channels-last order (faster on CPU and GPU)."""
         return module.to(self.device, memory_format=torch.channels_last)
 
-    def compiles(self, asked: bool, refused: bool) -> bool:
-        """Whether networks are compiled: where asked, and on a GPU, where starting kernels one by one is what takes
-        the time of small networks, unless refused or nothing is there to compile with."""
-        return asked or (self.device.type == "cuda" and not refused and find_spec("triton") is not None)
+    def about(self) -> list[str]:
+        """Lines for the log."""
+        return [f"runs on: {self}", *([f"warning: {self.warning}"] if self.warning else [])]
 
     def __str__(self) -> str:
         return f"{self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, channels_last ({self.reason})"
@@ -55,34 +59,85 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
     """Resolves ``--device auto|cpu|cuda[:i]`` and ``--precision auto|fp32|bf16``.
 
     Raises:
-        UserError: for a device that is not there.
+        UserError: for a device that is not there, or with which PyTorch can do nothing.
     """
     found = _device(device)
     if found.type == "cuda":
+        _check_works(found)
         torch.cuda.set_device(found)  # for whatever asks for "the" GPU, such as Triton's kernels
         tf32 = precision != "fp32"  # in what is left of fp32
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True
+    warning = gpu_out_of_reach() if device == "auto" and found.type == "cpu" else ""
     if precision != "auto":
-        return Compute(found, precision == "bf16", "as asked")
+        return Compute(found, precision == "bf16", "as asked", warning)
     on_gpu = found.type == "cuda"
     native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
-    return Compute(found, native, "the hardware multiplies bf16" if native else "the hardware has no bf16 unit")
+    reason = "the hardware multiplies bf16" if native else "the hardware has no bf16 unit"
+    return Compute(found, native, reason, warning)
 
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if _gpus() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"unknown device {name!r}", "choose auto, cpu, cuda or cuda:0") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported", "choose auto, cpu, cuda or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} is not there", f"{torch.cuda.device_count()} GPUs found; try --device auto")
+    if device.type == "cuda" and (device.index or 0) >= _gpus():
+        why = "" if _gpus() else gpu_out_of_reach()
+        raise UserError(f"device {name!r} is not there", why or f"{_gpus()} GPUs found; try --device auto")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _gpus() -> int:
+    """How many PyTorch can use; without the page that it prints where it finds a driver too old."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _check_works(device: torch.device) -> None:
+    """Raises UserError for a GPU that this build of PyTorch has no kernels for, or that is full or another's alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.ones(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        what = f"{device} ({torch.cuda.get_device_name(device)}) cannot be used: {str(error).splitlines()[0]}"
+        raise UserError(what, "choose another --device, such as cpu, or a build of PyTorch for that GPU") from None
+
+
+def gpu_out_of_reach() -> str:
+    """Why PyTorch does not see the NVIDIA GPU that this machine seems to have, and what to do; empty where it has none.
+
+    Not asked where PyTorch sees one.
+    """
+    if not (DEVICE_FILE.exists() or _nvidia_smi_answers()):
+        return ""
+    found, visible = "this machine seems to have an NVIDIA GPU that PyTorch does not see", "CUDA_VISIBLE_DEVICES"
+    if torch.version.cuda is None:
+        return f"{found}: this is a build of PyTorch without CUDA; install one with it (pytorch.org, Get started)"
+    if visible in os.environ:
+        value = os.environ[visible]
+        return f"{found}: {visible} is {value or 'empty'}, which hides it; unset that, or choose --device cpu"
+    try:
+        torch.cuda.init()
+        why = "it says no more"
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).split(". ")[0].split("\n")[0]
+    return f"{found}: {why}; a driver that is too old for CUDA {torch.version.cuda} has to be updated (nvidia-smi)"
+
+
+def _nvidia_smi_answers() -> bool:
+    """Whether the driver's program is there; it leaves with 6 where it finds no GPU, as on a cluster's login nodes."""
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=10).returncode != 6
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def _cpu_has_bf16() -> bool:
@@ -99,22 +154,16 @@ def reset_peak_memory(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5")  # the process's peak resident set, see proc(5)
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory taken so far, in MiB: allocated on a GPU, resident of the whole process on a CPU."""
+def peak_memory_mb(device: torch.device) -> float | None:
+    """The most memory taken so far, in MiB: allocated on a GPU, resident of the whole process on a CPU.
+
+    None where the system does not tell (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource  # not there on every system, and needed on the CPU alone
-    import sys
-
+    try:
+        import resource  # not there on every system, and needed on the CPU alone
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def compile_networks(networks: Sequence[nn.Module]) -> None:
-    """In place; each is compiled when first called, and runs as it is where PyTorch cannot compile it (it says so)."""
-    config = torch._dynamo.config
-    config.suppress_errors = True
-    config.skip_nnmodule_hook_guards = False  # else a student of the teacher's class would run the teacher's hooks
-    config.cache_size_limit = max(64, config.cache_size_limit)  # counts over all networks, modes and batch sizes
-    for network in networks:
-        network.compile(dynamic=False)

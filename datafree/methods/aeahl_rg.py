@@ -16,6 +16,7 @@ at the end: score g1 and g2, leave the better one and d for the next task
 
 import copy
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,11 @@ class AeahlRg(Method):
     def __init__(self, context: Context, config: "AeahlRg.Config"):
         super().__init__(context, config)
         self.priors = Priors(context, config, config.bn_mmt)
-        generator = build_generator(
-            context.streams.seed,
-            config.nz,
-            config.ngf,
-            context.spec.shape,
-            config.reuse_generator_path,
-            config.reuse_decoder_path,
-        )
+        shape, paths = context.spec.shape, (config.reuse_generator_path, config.reuse_decoder_path)
+        width, saved = None, context.saved() if any(paths) else None
+        if saved is not None:  # restored once all is built: the files, which may be gone, are not needed any more
+            width, paths = saved_width(saved), ()
+        generator = build_generator(context.streams.seed, config.nz, config.ngf, shape, *paths, g2_width=width)
         self.generator = context.compute.place(generator).train()  # theta
         mode = MODES[config.mode]
         reused = config.finetune_factor if mode.rate is None else mode.rate
@@ -126,8 +124,9 @@ class AeahlRg(Method):
         if not reuse and any(paths):
             raise UserError(f"mode {values.mode} reuses nothing", "choose a reuse mode, or leave the reuse paths out")
         if reuse and not any(paths):
-            name = folder_name("anew", values.dataset, values.teacher, values.student, values.tag)
-            values.reuse_generator_path, values.reuse_decoder_path = files_in(values.run_root / name)
+            folder = values.run_root / folder_name("anew", values.dataset, values.teacher, values.student, values.tag)
+            paths = files_in(folder, needed=not values.resume)
+            values.reuse_generator_path, values.reuse_decoder_path = paths
         elif reuse and not all(paths):
             raise UserError("a reuse path is missing", "give --reuse_generator_path and --reuse_decoder_path")
 
@@ -271,18 +270,32 @@ class AeahlRg(Method):
         self.priors.load_state_dict(state["priors"])
 
 
+def saved_width(state: Mapping[str, Any]) -> int | None:
+    """Of g2 in a saved state: that of an earlier task may be of another ngf. None where there is no g2."""
+    first = state.get("generator", {}).get("g2.conv_blocks.0.weight")
+    return None if first is None else len(first) // 2
+
+
 def build_generator(
-    seed: int, nz: int, ngf: int, shape: Shape, generator_path: Path | None = None, decoder_path: Path | None = None
+    seed: int,
+    nz: int,
+    ngf: int,
+    shape: Shape,
+    generator_path: Path | None = None,
+    decoder_path: Path | None = None,
+    g2_width: int | None = None,
 ) -> ReusableGenerator:
     """G with random parts or, where paths are given, with g2 and d from an earlier task (g2 in the width it was saved).
+
+    ``g2_width`` is the width of a random g2, where it is not ngf.
 
     Raises:
         UserError: if a file is not what it should be, or was made for images of another shape (C, H, W) or nz.
     """
     networks: dict[str, nn.Module] = {}
-    for name in ("g1", "g2"):
+    for name, width in (("g1", ngf), ("g2", g2_width or ngf)):
         with initialising(seed, name):
-            networks[name] = GenerativeNetwork(nz, ngf, shape[1:], shape[0])
+            networks[name] = GenerativeNetwork(nz, width, shape[1:], shape[0])
     with initialising(seed, "d"):
         networks["d"] = Decoder(shape[0])
     if generator_path is not None:

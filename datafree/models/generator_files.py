@@ -54,10 +54,10 @@ def _load_part(path: Path, what: str, kind: str, shape: Shape, **made_for: int) 
     return content
 
 
-def files_in(folder: Path) -> tuple[Path, Path]:
-    """The generative network and the decoder that a run left. Raises UserError where it left none."""
+def files_in(folder: Path, needed: bool = True) -> tuple[Path, Path]:
+    """The generative network and the decoder that a run left. Raises UserError where they are needed and not there."""
     paths = folder / GENERATOR_FILE, folder / DECODER_FILE
-    if not all(path.is_file() for path in paths):
+    if needed and not all(path.is_file() for path in paths):
         raise UserError(
             f"nothing to reuse in {folder}",
             "run --mode anew first, or give --reuse_generator_path and --reuse_decoder_path",

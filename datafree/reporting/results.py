@@ -21,7 +21,7 @@ CELL = [*TASK, "method", "setting"]
 COLUMNS = [*CELL, "label", "seed", "run", "complete"]
 # What two runs of a cell may differ in: the seed, where files are, the machine.
 _FREE = "seed tag output program environment groups defaults format resume overwrite dry_run device data_root run_root "
-NOT_SETTINGS = set((_FREE + "download workers").split())
+NOT_SETTINGS = set((_FREE + "download workers teacher_checksum").split())
 
 
 def collect(runs: Iterable[FinishedRun]) -> tuple[pd.DataFrame, list[str]]:
@@ -68,10 +68,10 @@ def task_name(dataset: str, teacher: str, student: str) -> str:
 
 
 def settings(run: FinishedRun) -> dict[str, Any]:
-    """What must be equal for two runs to be averaged; of a teacher's file its name, of reused files where from."""
+    """What must be equal for two runs to be averaged; of a user's file its name, of reused files where from."""
     kept = {"method": "aeahl_rg"} | {name: value for name, value in run.config.items() if name not in NOT_SETTINGS}
     for name, value in kept.items():
-        if value and name == "teacher_path":
+        if (value and name == "teacher_path") or (isinstance(value, str) and ".py:" in value):
             kept[name] = Path(value).name
         elif value and re.fullmatch("reuse_.*_path", name):  # the folder's name without the seed that it may end in
             folder = re.sub(rf"(?<![0-9]){run.config['seed']}$", "", Path(value).parent.name)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
+from ..paths import found_again
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,4 @@ def read_run(path: Path | str) -> FinishedRun:
         numbers = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
     except ValueError:
         raise UserError(f"{summary} is damaged", "remove it and go on with --resume, or leave the run out") from None
-    return FinishedRun(path, config, metrics, numbers)
+    return FinishedRun(path, found_again(config, path), metrics, numbers)

@@ -64,12 +64,17 @@ class RunFolder:
             self._open(overwrite, resume)
         except OSError as error:
             self.close()
-            raise self._cannot_write(error, "choose another folder") from None
+            raise self._cannot_write(error, "choose another with --run_root") from None
         except UserError:
             self.close()
             raise
 
     def _open(self, overwrite: bool, resume: bool) -> None:
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:  # TensorBoard knows no other names
+            what = f"the name {self.path} is not in UTF-8, or the terminal says that it is not"
+            raise UserError(what, "choose another, or set LC_ALL=C.UTF-8") from None
         self.path.mkdir(parents=True, exist_ok=True)
         there = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
         refused = bool(there) and not (overwrite or resume)
@@ -129,7 +134,7 @@ class RunFolder:
             threading.excepthook = self._pass_over_board
             self._board = SummaryWriter(self.path / "tensorboard", purge_step=epoch + 1 if self.resumed else None)
         except OSError as error:
-            raise self._cannot_write(error, "choose another folder") from None
+            raise self._cannot_write(error, "choose another with --run_root") from None
 
     def _read_metrics(self, epoch: int) -> None:
         if self.resumed and (self.path / METRICS_FILE).exists():
@@ -148,11 +153,15 @@ class RunFolder:
             self._excepthook(failure)
 
     def log(self, line: str = "") -> None:
-        """One line to the terminal (above the progress bar) and to log.txt."""
-        if self.bar is not None and not self.bar.disable:
-            self.bar.write(line)
-        else:
-            print(line, flush=True)
+        """One line to the terminal (above the progress bar), as long as there is one, and to log.txt."""
+        try:
+            if self.bar is not None and not self.bar.disable:
+                self.bar.write(line)
+            else:
+                print(line, flush=True)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the terminal was closed: the run goes on
+                raise
         try:
             _append(self._log, (line + "\n").encode(errors="backslashreplace"))
         except OSError as error:

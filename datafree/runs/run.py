@@ -7,6 +7,7 @@ for epoch in run.epochs()
 """
 
 import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -209,7 +210,8 @@ def opened(
         folder.save_config({**config, "environment": environment(f"{compute.device}, {compute.precision}")})
         for line in remarks:
             folder.log(line)
-        by_hand = f"python {config['program']} --resume {shlex.quote(str(path))}"
+        program = sys.argv[0] if Path(sys.argv[0]).name == config["program"] else config["program"]
+        by_hand = shlex.join(["python", program, "--resume", str(path)])
         go_on = by_hand if config["program"].endswith(".py") else "call it again with resume=True"
         yield Run(folder, Snapshot(path, parts, pool), values.epochs, compute, values.save_every, stop, go_on)
 

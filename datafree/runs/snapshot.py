@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ class Stateful(Protocol):
     def state_dict(self) -> dict: ...
 
     def load_state_dict(self, state: dict) -> None: ...
+
+
+def saved_part(folder: Path, name: str) -> Mapping[str, Any] | None:
+    """A part's state as it is in a run folder; None where nothing was saved yet. Raises UserError for a damaged one."""
+    path = Path(folder) / STATE_FILE
+    content = files.load(path, "run state") if path.exists() else None
+    part = content.get(name) if isinstance(content, dict) else None
+    return part if isinstance(part, Mapping) else None
 
 
 class Snapshot:

@@ -1,10 +1,15 @@
 """Leaving in good order: a signal ends the run after the round under way, which is saved first."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
-# SIGUSR1 is what batch systems send before they take a machine away.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# SIGUSR1 is what batch systems send before they take a machine away, SIGHUP comes when the terminal is closed (unless
+# nohup has it ignored), SIGBREAK is of Windows.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGBREAK")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+
+IGNORED_HANGUP = getattr(signal, "SIGHUP", None), signal.SIG_IGN
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: the user asked for it)
@@ -21,20 +26,25 @@ class Stopped(Exception):  # noqa: N818 (not an error: the user asked for it)
 
 
 class StopRequests:
-    """Within, the first signal is remembered in ``received``; a second one interrupts at once."""
+    """Within, the first signal is remembered in ``received``; a second one interrupts at once.
+
+    In another thread than the main one, which alone can ask for signals, none is received.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def __enter__(self) -> "StopRequests":
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        heard = SIGNALS if threading.current_thread() is threading.main_thread() else []
+        heard = [number for number in heard if (number, signal.getsignal(number)) != IGNORED_HANGUP]
+        self._before = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not of Python
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
