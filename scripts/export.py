@@ -38,7 +38,8 @@ def main(argv: list[str]) -> None:
     student, origin = student_of(args.run, registry, args.which)
     inside = args.normalisation == "inside"
     how = {"inside": inside, "tolerance": args.tolerance, "overwrite": args.overwrite}
-    for name, difference in export(student, origin, list(dict.fromkeys(args.format or ["safetensors"])), out, **how).items():
+    formats = list(dict.fromkeys(args.format or ["safetensors"]))
+    for name, difference in export(student, origin, formats, out, **how).items():
         print(f"{name}: {difference}")
     print(f"exported: {out}")
 
