@@ -23,8 +23,8 @@ from datafree.export.origin import WEIGHTS, student_of
 def main(argv: list[str]) -> None:
     parser = Parser(prog="export.py", description="Export a run's student, or the model of a run of train_scratch.py.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run folder, complete or not")
-    formats = {"nargs": "+", "choices": FORMATS, "default": ["safetensors"], "help": "one or more"}
-    parser.add_argument("--format", **formats)
+    formats = "one or more (default: safetensors)"
+    parser.add_argument("--format", nargs="+", choices=FORMATS, help=formats)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: RUN/export)")
     parser.add_argument("--which", choices=WEIGHTS, help="weights (default: the best, where the run keeps them)")
     inside = "whether onnx and torch_export take pixels in [0, 1] and normalise inside, or take normalised images"
@@ -38,7 +38,8 @@ def main(argv: list[str]) -> None:
     student, origin = student_of(args.run, registry, args.which)
     inside = args.normalisation == "inside"
     how = {"inside": inside, "tolerance": args.tolerance, "overwrite": args.overwrite}
-    for name, difference in export(student, origin, list(dict.fromkeys(args.format)), out, **how).items():
+    formats = list(dict.fromkeys(args.format or ["safetensors"]))
+    for name, difference in export(student, origin, formats, out, **how).items():
         print(f"{name}: {difference}")
     print(f"exported: {out}")
 

@@ -101,6 +101,7 @@ def test_a_run_from_python_is_exported_there(run, tmp_path):
     student, origin = student_of(run, registry)
     export(student, origin_of(begun), ["safetensors"], tmp_path / "out")
     assert json_of(tmp_path / "out/config.json")["origin"]["accuracy"] == origin.accuracy
+    assert "model = ...  # a CifarResNet, as it was made for the run" in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.mark.slow

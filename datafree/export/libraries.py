@@ -39,8 +39,8 @@ class Library:
 
     @property
     def architecture(self) -> str:
-        """As the library calls it; of the user's own, the function that makes it."""
-        return _split(self.origin.architecture)[0]
+        """As the library calls it; of the user's own, the function that makes it, or the class."""
+        return _split(self.origin.architecture)[0] or type(self.student.network).__name__
 
     @property
     def arguments(self) -> dict[str, Any]:

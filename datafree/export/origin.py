@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..models.classifier import Classifier
 from ..reporting.results import NOT_SETTINGS
 from ..reporting.run_networks import RunNetworks
-from ..reporting.run_reader import read_run
+from ..reporting.run_reader import FinishedRun, read_run
 from ..runs.folder import folder_name
 
 BEST, LAST = WEIGHTS = "best", "last"
@@ -27,7 +27,7 @@ class Origin:
 
     Args:
         name: what the model is called.
-        architecture: as ``--student`` named it.
+        architecture: as ``--student`` named it; empty for a network that has no name.
         dataset: what the teacher was trained for; of a model trained on real images, what it was trained on.
         class_names: in the order of the logits; empty where they are not known.
         num_classes: how many there are.
@@ -110,13 +110,19 @@ def student_of(path: Path | str, names: Any, weights: str | None = None) -> tupl
     Raises:
         UserError: as :func:`origin_of` does, or where the run's networks have no names.
     """
-    program = read_run(path).config.get("program", "main.py")
-    if not program.endswith(".py"):
-        by_hand = "export them where they are: datafree.export.exporting.export(student, origin_of(RUN), ...)"
-        raise UserError(f"{path} is a run of {program}, whose networks have no names", by_hand)
+    if not _has_names(read_run(path)):
+        by_hand = (
+            "export the student there: datafree.export.exporting.export(found.student, origin_of(found.folder), ...)"
+        )
+        raise UserError(f"{path} is a run from Python, whose networks have no names", by_hand)
     origin = origin_of(path, weights)
     run = RunNetworks(path, names, "cpu", "fp32", origin.num_classes)
     return run.student_in(WEIGHT_FILES[origin.weights]), replace(origin, class_names=tuple(run.known_class_names))
+
+
+def _has_names(run: FinishedRun) -> bool:
+    """Whether its networks can be made anew by name: those that Python was given cannot."""
+    return run.config.get("program", "main.py").endswith(".py")
 
 
 def origin_of(path: Path | str, weights: str | None = None) -> Origin:
@@ -133,13 +139,13 @@ def origin_of(path: Path | str, weights: str | None = None) -> Origin:
     if weights not in there:
         raise UserError(f"{run.path} has no {WEIGHT_FILES[weights]}", f"export --which {there[0]}")
     said = files.load(run.path / WEIGHT_FILES[weights], "student checkpoint")
-    config, summary = run.config, run.summary
+    config, summary, named = run.config, run.summary, _has_names(run)
     dataset, teacher, student = map(portable, run.task)
     measured = run.metrics.get("accuracy", run.metrics.epoch * float("nan")).dropna()
     spent = run.metrics.filter(regex="^seconds_").sum().sum()
     return Origin(
         name=folder_name(student, dataset),
-        architecture=student,
+        architecture=student if named else "",
         dataset=dataset.removeprefix("imagefolder:"),
         num_classes=said.get("num_classes"),
         teacher=teacher or None,
