@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from datafree import api
 from datafree.cli.flags import LengthConfig
 from datafree.data.specs import TensorImages
 from datafree.engine.evaluation import Score
+from datafree.engine.student import Student
 from datafree.runs.stopping import Stopped
 from scripts.kill_test import differences
 
@@ -64,6 +66,9 @@ def test_two_modules_are_distilled_in_place_and_the_run_folder_comes_back(tmp_pa
     assert summary["accuracy_last"] is None and 0 <= summary["agreement"] <= 100 and summary["images"] == 24
     assert epochs_of(folder) == ["1", "2", "3"] and (folder / "gan_reuse.pth").exists()
     assert "finished: agreement" in capsys.readouterr().out
+    config = json_of(folder / "config.json")  # reports show it as they show main.py's
+    assert config["program"] == "datafree.distil" and config["defaults"]["lr"] == Student.Config.lr
+    assert config["groups"]["student"] == [each.name for each in fields(Student.Config)]
 
 
 def test_teacher_and_student_may_have_formats_of_their_own_be_attacked_and_measured_on_images(tmp_path):

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import registry
 from datafree.cli.flags import distillation_configs
+from datafree.methods.base import Leaving
 from datafree.methods.loading import method_class
 from scripts.kill_test import differences
 
@@ -124,6 +125,7 @@ FILES = {
     "clash with config.json": (WHOLE + CONFIG % "groups", "A", "has a flag --groups of its own"),
     "no dataclass": (WHOLE + CONFIG.replace("@dataclass(frozen=True)", "") % "foo", "A", "@dataclass(frozen=True)"),
     "no batch size": (WHOLE, "A", "images_a_round"),
+    "a flag that is on": (WHOLE + CONFIG.replace("float", "bool").replace("1.0", "True") % "foo", "A", "no_flip"),
 }
 
 
@@ -136,6 +138,16 @@ def test_a_file_that_holds_no_method_is_refused_in_one_line(what, tmp_path):
     message = error_of([*LINE, "--method", method, "--run_root", tmp_path / "run"])
     assert words in message and ("clash" not in what or f"method {method}" in message)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_of_the_runs_own_name_is_not_left(file, tmp_path, monkeypatch):
+    method = method_class(f"{file}:Noise", registry.METHODS)
+    monkeypatch.setattr(method, "finish", lambda self: Leaving(files={"last.pth": {}}))
+    monkeypatch.setattr("main.method_class", lambda *_: method)
+    message = error_of([*LINE, "--method", f"{file}:Noise", "--run_root", tmp_path])
+    assert "leaves a file last.pth, as the run itself does" in message
+    (folder,) = tmp_path.iterdir()
+    assert torch.load(folder / "last.pth", weights_only=True)  # the state, as it was
 
 
 def test_an_unknown_name_names_the_known_ones_and_says_how_to_give_a_file():
