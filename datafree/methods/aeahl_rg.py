@@ -5,13 +5,13 @@ a round:
     theta' <- theta (g1, g2, d);  z ~ N(0, I) (B, nz);  y ~ U{0..C-1}
     for k = 1..K
         x    <- G_theta'(z);  x~ <- augment(x)
-        L    =  bn * L_bn + oh * L_oh + adv * L_adv             without BN layers: other priors, see priors.py
+        L    =  bn * L_bn(x~) + oh * L_oh(x~, y) + adv * L_adv(x~)   L_adv not in warm-up; without BN layers other priors
         meta gradient += dL/dtheta'
         theta', z <- Adam(lr_g, lr_z)
         remember the x of the lowest L
-    theta <- meta step: FOMAML, Reptile, or plainly theta'
+    theta <- meta step: FOMAML (Adam, lr_g * K), Reptile (likewise), or plainly theta'
     the best x goes to the pool
-at the end: score g1 and g2, leave the better one and d for the next task
+at the end: score g1 and g2; the better one and d for the next task, the other one beside them
 """
 
 import copy
@@ -70,7 +70,7 @@ MODES = {
 
 
 class AeahlRg(Method):
-    """See the top of the file. Draws from the streams "synthesis", "recalibration" and "selection"."""
+    """See the top of the file. Draws from the streams "synthesis", "sample", "recalibration" and "selection"."""
 
     @dataclass(frozen=True)
     class Config(configuration.Config):
@@ -79,13 +79,17 @@ class AeahlRg(Method):
             None, "gan_reuse.pth (default: of the same task's anew run)", unit="FILE"
         )
         reuse_decoder_path: Path | None = knob(None, "decoder.pth, likewise", unit="FILE")
-        reuse_pick: str = knob("score", "which network the next task gets: the better one alone", choices=PICKS)
+        reuse_pick: str = knob(
+            "score", "which network the next task gets; score: the one that inverts better by itself", choices=PICKS
+        )
         finetune_factor: float = knob(0.1, "of reuse_finetune: lower keeps more of the earlier task", low=0, high=1)
         synthesis_batch_size: int = knob(256, "images made a round", low=1, high=2**16, unit="IMAGES")
         g_steps: int = knob(10, "generator iterations a round; more give better images, slower", low=1, unit="K")
         nz: int = knob(256, "length of the noise vector z", low=1, high=2**16, unit="N")
         ngf: int = knob(64, "width of g1 and g2; lower is faster", low=1, high=2**16, unit="CHANNELS")
-        lr_g: float = knob(2e-3, "learning rate of the generator", above=0)
+        lr_g: float = knob(
+            2e-3, "learning rate of the generator in an iteration; of the meta step, times g_steps", above=0
+        )
         lr_z: float = knob(0.01, "learning rate of z", above=0)
         adam_betas: tuple[float, float] = knob((0.5, 0.999), "of Adam", low=0, high=0.9999, unit="BETA")
         bn: float = knob(10.0, "weight of L_bn: raise it for images closer to the teacher's training data", low=0)
@@ -95,7 +99,10 @@ class AeahlRg(Method):
         oh: float = knob(0.5, "weight of L_oh: raise it for images of clearer class", low=0)
         adv: float = knob(1.33, "weight of L_adv: raise it for images that the student finds harder", low=0)
         bn_mmt: float = knob(
-            0.9, "weight of the running average of BN statistics; 0: each batch alone", low=0, high=0.9999
+            0.9,
+            "weight of the statistics of earlier rounds beside the batch's; 0: each batch alone",
+            low=0,
+            high=0.9999,
         )
         meta: str = knob(
             "fomaml", "how inner steps change the generator; none: plain updating", choices=(*META_GRADIENTS,)
@@ -169,12 +176,17 @@ class AeahlRg(Method):
         return Batch(best.images)
 
     def objective(self, x: Tensor, y: Tensor, adversarial: bool) -> Tensor:
-        """L of images x (B, C, H, W) in [0, 1] for classes y (B,). A new term belongs here, and into the report."""
+        """L of images x (B, C, H, W) in [0, 1] for classes y (B,).
+
+        A new term: its weight is a field of Config, its value is added to ``loss`` and, by a name that begins with
+        "loss_", to what ``context.report`` gets, which makes it a column of metrics.csv. What asks the images alone, or
+        layers of the teacher, is a prior (priors.py) and then counts in :meth:`score`, too.
+        """
         context, config = self.context, self.config
-        x = context.augmentation(x, context.streams["synthesis"])
+        x = context.augmentation(x, context.streams["synthesis"])  # x~
         with self.priors.listening():
             teacher_logits = context.ask(context.teacher, x)
-        L_priors = self.priors.terms(x)  # L_bn, or what stands in for it
+        L_priors = self.priors.terms(x)  # by name: L_bn, or what stands in for it
         L_oh = one_hot_loss(teacher_logits, y)
         L_adv = torch.zeros_like(L_oh)
         if adversarial:
