@@ -5,7 +5,7 @@ a round:
     theta' <- theta (g1, g2, d);  z ~ N(0, I) (B, nz);  y ~ U{0..C-1}
     for k = 1..K
         x    <- G_theta'(z);  x~ <- augment(x)
-        L    =  bn * L_bn(x~) + oh * L_oh(x~, y) + adv * L_adv(x~)   L_adv not in warm-up; without BN layers other priors
+        L    =  bn * L_bn(x~) + oh * L_oh(x~, y) + adv * L_adv(x~)   L_adv not in warm-up; without BN other priors
         meta gradient += dL/dtheta'
         theta', z <- Adam(lr_g, lr_z)
         remember the x of the lowest L
