@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -216,3 +217,13 @@ def test_a_folders_name_has_the_last_name_of_each_path_in_it():
     assert folder_name("anew", "timm:vit,img_size=32", "hf:ORG/NAME", "hf:../a b/") == (
         "anew-timm-vit-img_size=32-hf-NAME-hf-a-b"
     )
+
+
+def test_a_notebook_is_known_by_its_shell_and_not_by_what_was_imported(monkeypatch):
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    for found, is_one in ((None, False), (object(), False), (shell, True)):
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda found=found: found))
+        assert folders._in_notebook() == is_one
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert not folders._in_notebook()

@@ -225,7 +225,7 @@ def test_without_a_test_set_the_page_says_so_and_gives_agreement(run, monkeypatc
 def test_a_run_on_a_folder_that_is_gone_keeps_its_numbers_and_says_what_is_missing(run):
     text = page_of(reconfigured(run, dataset=f"imagefolder:{run / 'gone'}"))
     assert f"<b>{json.loads((run / 'summary.json').read_text())['accuracy_last']:.2f} %</b>" in text
-    assert "gone holds neither" in text[text.index("<h2>Classes</h2>") :].split("</section>")[0]
+    assert "there is no folder" in text[text.index("<h2>Classes</h2>") :].split("</section>")[0]
 
 
 def test_what_was_reused_is_named_with_its_origin_or_as_gone(run, runs):
@@ -287,16 +287,16 @@ def test_many_classes_get_a_list_of_the_worst_ten(found):
 
 
 def test_samples_are_of_evenly_spaced_epochs_and_the_newest_where_tensorboard_is_gone(run, monkeypatch):
-    rows, _ = figures.read_samples(run, 32)
+    rows, _ = figures.read_samples(run, (32, 32))
     newest = (torch.load(run / "synthetic.pth", weights_only=True)[:8] * 255).permute(0, 2, 3, 1)
     assert list(rows) == ["epoch 1", "epoch 2", "epoch 3"]
     for i, image in enumerate(newest):
         shown = rows["epoch 3"][1:, 1 + 33 * i : 33 + 33 * i, :3]
         assert np.abs(shown - image.numpy()).max() <= 1  # TensorBoard cuts
     monkeypatch.setattr(figures, "EPOCHS", 2)
-    assert list(figures.read_samples(run, 32)[0]) == ["epoch 1", "epoch 3"]
+    assert list(figures.read_samples(run, (32, 32))[0]) == ["epoch 1", "epoch 3"]
     shutil.rmtree(run / "tensorboard")
-    (only,), source = figures.read_samples(run, 32)
+    (only,), source = figures.read_samples(run, (32, 32))
     assert only == "newest" and "synthetic.png" in source
 
 

@@ -168,13 +168,8 @@ class RunFolder:
             raise self._cannot_write(error) from None
 
     def epochs(self, total: int, done: int = 0) -> Iterator[int]:
-        """done+1..total under the run's one bar (none where the terminal is a file; a notebook's own in a notebook)."""
-        notebook = "ipykernel" in sys.modules
-        shown = {"unit": COUNTER, "dynamic_ncols": True, "disable": not (notebook or sys.stderr.isatty())}
-        if notebook:
-            from tqdm.auto import tqdm
-        else:
-            from tqdm import tqdm
+        """done+1..total under the run's one bar (none where the terminal is a file and this is no notebook)."""
+        shown = {"unit": COUNTER, "dynamic_ncols": True, "disable": not (_in_notebook() or sys.stderr.isatty())}
         self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, **shown)
         return iter(self.bar)
 
@@ -286,6 +281,12 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
         threading.excepthook = self._excepthook
+
+
+def _in_notebook() -> bool:
+    """Whether this code runs in a cell of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def read_status(folder: Path | str) -> dict[str, Any]:
