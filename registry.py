@@ -201,18 +201,16 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
     return replace(spec, flip=spec.flip and not getattr(values, "no_flip", False))
 
 
-def pretrained_path(dataset: str, model: str) -> Path | None:
-    """Where train_scratch.py leaves a checkpoint, from the working folder; None for a network that has its weights."""
-    return None if model.startswith("hf:") else Path("checkpoints/pretrained") / f"{slug(dataset)}_{slug(model)}.pth"
+def pretrained_path(dataset: str, model: str) -> Path:
+    """Where train_scratch.py leaves a checkpoint, from the working folder."""
+    return Path("checkpoints/pretrained") / f"{slug(dataset)}_{slug(model)}.pth"
 
 
 def teacher_file(dataset: str, model: str) -> Path | None:
-    """Where main.py looks for a teacher: in the working folder, else beside this file. None as above."""
+    """Where main.py looks for a teacher: in the working folder, else beside this file. None where it has weights."""
     path = pretrained_path(dataset, model)
-    if path is None or path.exists():
-        return path
-    beside = Path(__file__).resolve().parent / path
-    return beside if beside.exists() else path
+    there = [each for each in (path, Path(__file__).resolve().parent / path) if each.exists()]
+    return there[0] if there else None if model.startswith("hf:") else path
 
 
 def classifier(

@@ -48,6 +48,7 @@ from .runs.run import Run, opened
 from .runs.snapshot import saved_part
 from .targets import TARGETS, Targets, chosen
 
+OF_MAIN = {"dry_run", "teacher_path", "teacher_weights", "data_root", "download", "workers"}  # flags without a use here
 FRESH_IMAGES = 512  # judge agreement where there is no test set; chosen by us
 PICTURES = 20  # times a run that synthetic images are shown; chosen by us
 
@@ -299,16 +300,19 @@ def distil(
     Raises:
         UserError: for a flag that there is not, a value out of range, or whatever else does not fit.
     """
-    test = TensorImages(*test) if isinstance(test, tuple) else test
     values, configs = values_from(method, flags)
+    test = as_images(test, num_classes)
     flip = flip and not values.no_flip
     spec = DatasetSpec("own", num_classes, pair(img_size), tuple(mean), tuple(std), flip, lambda *_: test)
-    classifiers = [
-        network
-        if isinstance(network, Classifier)
-        else classifier_of(network, role, num_classes, given_format(values, role), format_of(spec))
-        for role, network in (("teacher", copied(teacher)), ("student", student))
-    ]
+    (teacher, lent), of_data = copied(teacher), format_of(spec)
+    classifiers = []
+    for role, network in (("teacher", teacher), ("student", student)):
+        if not isinstance(network, nn.Module):
+            raise UserError(f"the {role} is a {type(network).__name__}, no torch.nn.Module", "give the network itself")
+        if not isinstance(network, Classifier):
+            network = classifier_of(network, role, num_classes, given_format(values, role), of_data)
+        classifiers.append(network)
+    classifiers[0].borrowed = lent
     compute = device.choose(values.device, values.precision)
     values.precision = compute.precision
     path = values.run_root / run_name(values, method)
@@ -316,7 +320,12 @@ def distil(
         check_same(values, path, configs, "datafree.distil")
     job = prepare(values, spec, *classifiers, method, compute, path)
     config, remarks = described("datafree.distil", configs, values), [*compute.about(), job.sizes(), *job.remarks]
-    run_job(job, path, test, config, remarks)
+    try:
+        run_job(job, path, test, config, remarks)
+    finally:
+        job.student.classifier.release()  # whoever saves it whole needs nothing of ours
+        if lent:
+            job.context.teacher.requires_grad_().release()
     results = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     return Distilled(job.student.classifier.eval(), path, results)
 
@@ -329,6 +338,9 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
     unknown = sorted(given.keys() - {name for config in configs.values() for name in config.__dataclass_fields__})
     if unknown:
         raise UserError(f"there is no flag {unknown[0]}", "see main.py --help")
+    of_main = sorted(flags.keys() & OF_MAIN)
+    if of_main:
+        raise UserError(f"{of_main[0]} is for main.py", "from Python the networks and images are given themselves")
     values = resolve(configs, given, lambda known: {})
     for name in ("run_root", "data_root"):
         setattr(values, name, Path(getattr(values, name)))
@@ -338,12 +350,28 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
     return values, configs
 
 
-def copied(teacher: nn.Module) -> nn.Module:
-    """A copy, or itself where it cannot be copied: it will be frozen, and rounded where that is faster."""
+def copied(teacher: nn.Module) -> tuple[nn.Module, bool]:
+    """A copy, which will be frozen and rounded where that is faster; or itself where it cannot be copied, and True."""
     try:
-        return copy.deepcopy(teacher)
+        return copy.deepcopy(teacher), False
     except Exception:  # whatever its parts raise
-        return teacher
+        return teacher, True
+
+
+def as_images(test: Any, num_classes: int) -> Images | None:
+    """A test set as the loop takes it, from (images, labels). Raises UserError where it is none."""
+    if isinstance(test, tuple | list):
+        try:
+            images, labels = test
+            test = TensorImages(images, labels.long())
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"test is no test set: {error}", "give (uint8 images (N, C, H, W), labels (N,))") from None
+    if isinstance(test, TensorImages):
+        if not len(test):
+            raise UserError("test holds no images", "leave it out where there are none")
+        if not 0 <= int(test.labels.min()) <= int(test.labels.max()) < num_classes:
+            raise UserError(f"test has labels beyond 0..{num_classes - 1}", "number its classes as the teacher does")
+    return test
 
 
 def run_name(values: Namespace, method: type[Method]) -> str:

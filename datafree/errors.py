@@ -11,9 +11,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+MOST_SHOWN = 40  # names of a list; chosen by us
 RATES = {  # the flag to lower where one of these terms, or weights of these networks, became NaN or infinite
     "--lr": ("loss_kd", "loss_hard", "student", "loss", "model"),
-    "--lr_g": ("loss_bn", "loss_oh", "g1", "g2", "d"),
+    "--lr_g": ("loss_bn", "loss_tv", "loss_l2", "loss_patch", "loss_oh", "g1", "g2", "d"),
     "--lr_p": ("loss_gap", "P"),
 }
 
@@ -44,7 +45,10 @@ def nearest_names(name: str, known: Iterable[str], most: int = 4) -> str:
     begun = [entry for entry in known if entry.startswith(name)]
     alike = [entry for entry in difflib.get_close_matches(name, known, n=most, cutoff=0.5) if entry not in begun]
     near = (begun + alike)[:most]
-    return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    shown = known if len(known) <= MOST_SHOWN else [*known[:MOST_SHOWN], f"... ({len(known)} in all)"]
+    return f"known: {', '.join(shown)}"
 
 
 class NotFiniteError(ArithmeticError):

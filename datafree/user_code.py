@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,21 @@ from .errors import UserError, nearest_names
 def is_file(name: str) -> bool:
     """Whether a name is FILE.py:SOMETHING."""
     return ".py:" in name
+
+
+@contextmanager
+def beside(file: Path | str) -> Iterator[None]:
+    """Within, modules beside a file can be imported; afterwards another file's of the same names can."""
+    folder, known = Path(file).expanduser().resolve().parent, set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - known:
+            top = name.partition(".")[0]
+            if top not in known and ((folder / f"{top}.py").exists() or (folder / top / "__init__.py").exists()):
+                del sys.modules[name]
 
 
 def load(name: str, what: str) -> Any:
@@ -30,14 +47,11 @@ def load(name: str, what: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"datafree_own_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    beside = str(path.parent)
-    sys.path.insert(0, beside)
     try:
-        spec.loader.exec_module(module)
+        with beside(path):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(f"{what} file {path} cannot be run: {type(error).__name__}: {error}", "mend it") from error
-    finally:
-        sys.path.remove(beside)
     found = getattr(module, attribute, None)
     if found is None:
         names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]

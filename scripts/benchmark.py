@@ -124,6 +124,7 @@ def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: in
     measures["train"] = training(copy.deepcopy(teacher), values, compute, spec)
     measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
     job = api.prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute)
+    job.targets.observed = True  # of the attack: P as it began will do
     with RunFolder(folder) as opened:
         hot = hot_path(job, opened)
         times = timed(measures | hot, repeats, compute.device)
@@ -225,6 +226,7 @@ def growth(options: Namespace, spec: DatasetSpec, compute: Compute, folder: Path
     values = flags_of_main(options, options.batch_size)
     networks = (random_classifier(name, spec) for name in (values.teacher, values.student))
     job = api.prepare(values, spec, *networks, AeahlRg, compute)
+    job.targets.observed = True  # of the attack: P as it began will do
     measures: dict[str, Measure] = {}
     for size in POOLS:
         pool = filled_pool(job, size)

@@ -1,6 +1,7 @@
 """Names of networks, and the input formats that come with them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_a_transformers_folder_brings_weights_size_mean_and_std(saved):
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(own.eval()(x), again.eval()(x)) and not torch.equal(own(x), fresh.eval()(x))
     assert takes(fresh) == ((24, 24), HALF, HALF)  # untrained: what it is bound to, and the data set's
-    assert registry.pretrained_path("digits", name) is None
+    assert registry.teacher_file("digits", name) is None
 
 
 @pytest.mark.slow
@@ -129,3 +130,41 @@ def test_a_transformers_name_that_is_not_there_says_how_to_get_it(saved, tmp_pat
     (tmp_path / "config.json").write_text((saved / "config.json").read_text())
     with user_error("cannot be read", "check the name"):
         registry.classifier(f"hf:{tmp_path}", DIGITS, weights="own")  # no weights in it
+
+
+PREPROCESSING = {  # preprocessor_config.json: mean and std of pixels in [0, 1]
+    "levels are not rescaled": ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51] * 3}, 0.5, 0.2),
+    "to [-1, 1] by the factor alone": (
+        {"rescale_factor": 1 / 127.5, "image_mean": [1] * 3, "image_std": [1] * 3},
+        0.5,
+        0.5,
+    ),
+    "not normalised": ({"do_normalize": False, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}, 0.0, 1.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("about", "mean", "std"), PREPROCESSING.values(), ids=PREPROCESSING)
+def test_rescaling_is_part_of_what_a_transformers_network_reads(saved, tmp_path, about, mean, std):
+    shutil.copytree(saved, tmp_path / "net")
+    (tmp_path / "net/preprocessor_config.json").write_text(json.dumps({"size": {"height": 24, "width": 24}} | about))
+    own = registry.classifier(f"hf:{tmp_path / 'net'}", DIGITS, weights="own")
+    assert own.input_format["mean"] == pytest.approx([mean] * 3) and own.input_format["std"] == pytest.approx([std] * 3)
+
+
+@pytest.mark.slow
+def test_a_transformers_folder_in_half_precision_is_read_and_one_without_a_head_or_of_another_colour_order_refused(
+    saved, tmp_path
+):
+    transformers = pytest.importorskip("transformers")
+    network = transformers.AutoModelForImageClassification.from_pretrained(saved)
+    network.half().save_pretrained(tmp_path / "half")
+    own = registry.classifier(f"hf:{tmp_path / 'half'}", DIGITS, weights="own").eval()
+    assert own(torch.rand(2, 3, 24, 24)).shape == (2, 10)
+    network.float().vit.save_pretrained(tmp_path / "body")
+    with user_error("has no weights for classifier.bias, classifier.weight", "trained classifier"):
+        registry.classifier(f"hf:{tmp_path / 'body'}", DIGITS, weights="own")
+    shutil.copytree(saved, tmp_path / "bgr")
+    (tmp_path / "bgr/preprocessor_config.json").write_text('{"do_flip_channel_order": true}')
+    with user_error("reads blue before red"):
+        registry.classifier(f"hf:{tmp_path / 'bgr'}", DIGITS, weights="own")

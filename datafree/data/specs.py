@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 def pair(size: int | Sequence[int]) -> Size:
     """Height and width, from one number for both or from two. Raises UserError for anything else."""
-    sides = (size,) if isinstance(size, int) else tuple(map(int, size))
+    sides = (int(size),) if isinstance(size, Integral) else tuple(map(int, size))
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise UserError(f"an image size is one number or two, not {' '.join(map(str, sides))}", "height, then width")
     return sides[0], sides[-1]

@@ -19,16 +19,19 @@ def frozen(classifier: Classifier, compute: Compute) -> Classifier:
     """In eval mode and without gradients to its weights, where ``probe.fitted`` has placed it.
 
     In bf16 the weights of convolutions and linear layers are rounded here, once, instead of by autocast in every pass:
-    the answers stay the same to the last bit. BatchNorm and the last linear layer stay fp32, and so does all of a
-    network that has another use for its weights.
+    the answers stay the same. BatchNorm and the last linear layer stay fp32, and so does all of a network that would
+    answer otherwise, having another use for its weights.
     """
     classifier.eval().requires_grad_(False)
-    if compute.bf16 and classifier.bf16:
+    if compute.bf16 and classifier.bf16 and not classifier.borrowed:
+        noise = _noise(classifier).to(classifier.mean.device)
+        with torch.no_grad(), compute.autocast():
+            expected = classifier(noise)
         layers = [m for m in classifier.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m is not classifier.head]
         full = [(weight, weight.data) for layer in layers for weight in layer.parameters(recurse=False)]
         for weight, values in full:
             weight.data = values.to(torch.bfloat16)
-        if refusal(classifier, _noise(classifier).to(classifier.mean.device), compute, train=False):
+        if refusal(classifier, noise, compute, False, expected, TOLERANCE):
             for weight, values in full:
                 weight.data = values
     return classifier
@@ -43,20 +46,26 @@ def folded(classifier: Classifier) -> Classifier:
     """A copy in eval mode with each BatchNorm behind a convolution folded into it: fewer passes over the activations.
 
     Which layers follow each other is seen in a forward pass on noise. Afterwards the answers must be the same up to
-    rounding, else the copy is as it was; one that cannot be copied is given back itself.
+    rounding, else the copy is as it was; one that cannot be copied, or is compiled code, is given back itself.
 
     Args:
         classifier: fp32, on the CPU, without hooks: they would be copied too.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in classifier.modules()):
+        return classifier
     try:
         plain = copy.deepcopy(classifier).eval().requires_grad_()
     except Exception:  # whatever its parts raise: not every network can be copied, and it answers well as it is
         return classifier
-    noise = _noise(plain)
     try:
-        pairs, expected = _pairs(plain, noise)
-    except Exception:  # it cannot take such images: for whoever looks ahead to say (see probe.py)
+        return _fused(plain)
+    except Exception:  # it cannot take such images, or its parts be exchanged: whoever looks ahead says the former
         return plain
+
+
+def _fused(plain: Classifier) -> Classifier:
+    noise = _noise(plain)
+    pairs, expected = _pairs(plain, noise)
     with torch.no_grad():
         fused = copy.deepcopy(plain)
         for conv, norm in pairs:
@@ -73,8 +82,9 @@ def _pairs(network: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; holds the tensor, so that it stays the only one
     found: list[tuple[nn.Module, nn.Module, Node]] = []
 
-    def hear(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hear(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         calls[module] += 1
+        inputs = (*args, *kwargs.values())
         if isinstance(module, nn.Conv2d):
             made[id(output)] = module, output
         elif id(inputs[0]) in made and module.running_mean is not None:
@@ -82,10 +92,12 @@ def _pairs(network: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor
             found.append((conv, module, read.grad_fn))
 
     kinds = nn.Conv2d | nn.BatchNorm2d
-    hooks = [module.register_forward_hook(hear) for module in names if isinstance(module, kinds)]
-    answer = network(x)
-    for hook in hooks:
-        hook.remove()
+    hooks = [module.register_forward_hook(hear, with_kwargs=True) for module in names if isinstance(module, kinds)]
+    try:
+        answer = network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
     readers = _readers(answer)
     alone = [(conv, norm) for conv, norm, node in found if calls[conv] == calls[norm] == 1 and readers[node] == 1]
     return [(names[conv], names[norm]) for conv, norm in alone], answer.detach()

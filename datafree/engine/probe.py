@@ -36,36 +36,52 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         UserError: if it cannot take such images, gives no logits of the class count, or NaN or infinity, or lets no
             gradient through to its images.
     """
-    remarks = []
+    remarks, modes = [], [False, True] if train_batch else [False]
     noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
-    noise = noise[:train_batch] if train_batch else noise
+    batches = {False: noise, True: noise[:train_batch]}  # by mode: in training, batches may be of one image
     classifier.memory_format, classifier.bf16 = torch.contiguous_format, False
-    classifier.to(compute.device)
-    expected = _answer(classifier, what, noise, compute, bool(train_batch))
-    if looks_like_probabilities(expected):
-        remarks.append(
-            f"warning: {what} seems to end in a softmax: its answers are flat at any temperature - return logits"
-        )
+    _materialise(classifier.to(compute.device), noise)
+    if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
+        raise UserError(f"{what} has no weights to train", "choose another model, or set requires_grad")
+    answers = {train: _answer(classifier, what, batches[train], compute, train) for train in modes}
+    if any(map(looks_like_probabilities, answers.values())):
+        remarks.append(f"warning: {what} seems to end in a softmax or sigmoid, flat at any temperature - return logits")
+
+    def reason(like: Tensor | None = None) -> str:
+        refused = (refusal(classifier, batches[m], compute, m, None if m else like) for m in modes)
+        return next(filter(None, refused), "")
+
     classifier.memory_format = torch.channels_last
-    compute.place(classifier)
-    reason = refusal(classifier, noise, compute, bool(train_batch), expected)
-    if reason:
+    try:
+        compute.place(classifier)
+        why = reason(answers[False])
+    except RuntimeError as error:  # weights of other ranks than images have
+        why = f"it fails ({in_its_words(error)})"
+    if why:
         classifier.memory_format = torch.contiguous_format
         classifier.to(memory_format=torch.contiguous_format)
-        remarks.append(f"{what} runs in PyTorch's default memory order: in channels-last {reason}")
+        remarks.append(f"{what} runs in PyTorch's default memory order: in channels-last {why}")
     if compute.bf16:
         classifier.bf16 = True
-        reason = refusal(classifier, noise, compute, bool(train_batch))
-        if reason:
+        why = reason()
+        if why:
             classifier.bf16 = False
-            remarks.append(f"{what} runs in fp32: under bf16 autocast {reason}")
+            remarks.append(f"{what} runs in fp32: under bf16 autocast {why}")
     return remarks
 
 
+def _materialise(classifier: Classifier, noise: Tensor) -> None:
+    """Has lazy layers see an image, and so get their weights, always the same ones."""
+    lazy = nn.parameter.UninitializedTensorMixin
+    if any(isinstance(each, lazy) for each in (*classifier.parameters(), *classifier.buffers())):
+        with torch.no_grad(), torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            classifier(noise)
+
+
 def looks_like_probabilities(logits: Tensor) -> bool:
-    """Whether every row (B, C) is non-negative and sums to 1, as behind a softmax."""
-    sums_to_one = torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-3)
-    return logits.shape[1] > 1 and bool((logits >= 0).all()) and sums_to_one
+    """Whether all of (B, C) lies in [0, 1] and differs, as behind a softmax or a sigmoid."""
+    return logits.shape[1] > 1 and bool(((logits >= 0) & (logits <= 1)).all()) and bool(logits.any())
 
 
 def _answer(classifier: Classifier, what: str, noise: Tensor, compute: Compute, train: bool) -> Tensor:
@@ -88,7 +104,9 @@ def _cannot_take(classifier: Classifier, what: str, noise: Tensor, error: Except
     colours = "grey" if channels == 1 else "colour"
     given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
     first = next((m for m in classifier.network.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.in_channels != channels:
+    if first is not None and first.in_channels not in (1, 3):
+        remedy = f"its first convolution takes {first.in_channels} channels, images have 1 or 3: wrap it in a module"
+    elif first is not None and first.in_channels != channels:
         remedy = f"its first convolution takes {first.in_channels} channels: say --{role}_channels {first.in_channels}"
     else:
         remedy = (
@@ -102,8 +120,15 @@ def in_its_words(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def refusal(classifier: Classifier, x: Tensor, compute: Compute, train: bool, expected: Tensor | None = None) -> str:
-    """Why it does not bear to run as it is set now; empty where it does."""
+def refusal(
+    classifier: Classifier,
+    x: Tensor,
+    compute: Compute,
+    train: bool,
+    expected: Tensor | None = None,
+    tolerance: float = TOLERANCE,
+) -> str:
+    """Why it does not bear to run as it is set now; empty where it does, and answers as expected."""
     try:
         logits = _run(classifier, x, compute, train)
     except Exception as error:
@@ -112,7 +137,7 @@ def refusal(classifier: Classifier, x: Tensor, compute: Compute, train: bool, ex
         return f"it fails ({in_its_words(error)})"
     if not logits.isfinite().all():
         return "its answers are not finite"
-    if expected is not None and (logits - expected).abs().max() > TOLERANCE * expected.abs().max().clamp_min(1e-6):
+    if expected is not None and (logits - expected).abs().max() > tolerance * expected.abs().max().clamp_min(1e-6):
         return "it answers otherwise"
     return ""
 

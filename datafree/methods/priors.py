@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..engine.context import Context
@@ -41,18 +42,26 @@ class Priors:
     def __init__(self, context: Context, wanted: Weights, bn_mmt: float):
         self.statistics = NormStatistics(context.teacher, bn_mmt)
         self.attention = PatchDiversity(context.teacher)
-        has = {"BatchNorm statistics": self.statistics.layers, "attention layers": self.attention.layers}
-        self._missing = [f"no {what}" for what, layers in has.items() if not layers]
+        self.parts = {"bn": self.statistics, "patch": self.attention}
+        has = self._heard(context)
+        names = {"bn": "BatchNorm statistics", "patch": "attention layers"}
+        self._missing = [f"no {names[part]}" for part, there in has.items() if not there]
         weights = {name: getattr(wanted, name) for name in ("bn", *WITHOUT_STATISTICS)}
         for name, weight in weights.items():
             if weight is None:
-                weights[name] = 0.0 if self.statistics.layers else WITHOUT_STATISTICS[name]
-        self.parts = {"bn": self.statistics, "patch": self.attention}
-        self.weights = {n: w for n, w in weights.items() if w > 0 and (n not in self.parts or self.parts[n].layers)}
+                weights[name] = 0.0 if has["bn"] else WITHOUT_STATISTICS[name]
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0 and has.get(name, True)}
         for name in self.parts.keys() - self.weights.keys():
             self.parts[name].remove()
         self._normalise = Normalise(context.spec.mean, context.spec.std)
         self._normalise.to(context.compute.device)
+
+    def _heard(self, context: Context) -> dict[str, bool]:
+        """Which parts hear anything when the teacher looks at noise: what its forward goes round cannot be used."""
+        noise = torch.rand(2, *context.spec.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), context.compute.autocast(), self.statistics.listening(), self.attention.listening():
+            context.teacher(noise.to(context.compute.device))
+        return {name: part.heard for name, part in self.parts.items()}
 
     @contextmanager
     def listening(self) -> Iterator[None]:

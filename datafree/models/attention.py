@@ -38,7 +38,7 @@ class PatchDiversity:
 
     def _hear(self, layer: nn.Module, args: tuple, answer: Any) -> None:
         tokens = answer[0] if isinstance(answer, tuple | list) else answer
-        if self._listening and isinstance(tokens, Tensor) and tokens.ndim in (3, 4):
+        if self._listening and isinstance(tokens, Tensor) and _holds_tokens(layer, tokens):
             self._heard.append(patch_similarity(patches(tokens)))
 
     @contextmanager
@@ -55,10 +55,21 @@ class PatchDiversity:
         """L_patch of the batch last heard."""
         return patch_diversity_loss(self._heard)
 
+    @property
+    def heard(self) -> bool:
+        """Whether any layer gave tokens in the last forward pass."""
+        return bool(self._heard)
+
     def remove(self) -> None:
         """Takes the hooks off the teacher."""
         for hook in self._hooks:
             hook.remove()
+
+
+def _holds_tokens(layer: nn.Module, answer: Tensor) -> bool:
+    """Whether it is (B, N, width), or (B, H, W, width) of linear layers and not a map of convolutions."""
+    linear = any(isinstance(module, nn.Linear) for module in layer.modules())
+    return answer.shape[1] > 1 and (answer.ndim == 3 or (answer.ndim == 4 and linear))
 
 
 def patches(tokens: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ class Classifier(nn.Module):
     Attributes:
         memory_format: the order in memory that the network is given images in: see ``engine.probe.fitted``.
         bf16: whether it bears to run under bf16 autocast, where that is on.
+        borrowed: whether it is somebody else's, who wants its weights left alone.
     """
 
     def __init__(
@@ -109,9 +110,9 @@ class Classifier(nn.Module):
         std: Sequence[float],
     ):
         super().__init__()
-        self.network, self.name, self.num_classes, self.img_size = network, name, num_classes, pair(img_size)
+        self.network, self.name, self.num_classes, self.img_size = network.float(), name, num_classes, pair(img_size)
         self.normalisation = Normalise(mean, std)
-        self.memory_format, self.bf16 = torch.contiguous_format, True
+        self.memory_format, self.bf16, self.borrowed = torch.contiguous_format, True, False
         if type(self.head) is nn.Linear:
             self.head.__class__ = ExactLinear
 
@@ -143,6 +144,11 @@ class Classifier(nn.Module):
         """Of the images that the network takes."""
         return self.mean.numel()
 
+    def release(self) -> None:
+        """Gives the network inside back as it came: its head an ordinary linear layer."""
+        if type(self.head) is ExactLinear:
+            self.head.__class__ = nn.Linear
+
     def take(self, img_size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
         """Images of another format from now on. Raises UserError where the channels are not as many as before."""
         if len(mean) != self.channels:
@@ -166,7 +172,8 @@ class Classifier(nn.Module):
         """Those that remember statistics of what they were trained on, frozen ones among them."""
         kept = ("running_mean", "running_var")
         modules = self.network.modules()
-        return [m for m in modules if all(isinstance(getattr(m, name, None), Tensor) for name in kept)]
+        values = ((m, [getattr(m, name, None) for name in kept]) for m in modules)
+        return [m for m, both in values if all(isinstance(each, Tensor) and each.ndim == 1 for each in both)]
 
     def normalise(self, x: Tensor) -> Tensor:
         """What the network takes, of pixels: its channels, its size, its mean and standard deviation."""

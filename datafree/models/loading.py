@@ -4,6 +4,7 @@ of ours         state_dict_of, load_into    {"state_dict": ...}, every name and 
 of any origin   load_classifier             what datafree/weights/ reads and matches; what it had to do, as remarks
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,9 +93,19 @@ def load_classifier(
     model.load_state_dict(model.state_dict() | counters | state)
     about = content.value if isinstance(content.value, Mapping) else {}
     if isinstance(model, Classifier):
-        _take_format(model, about.get("input_format"), given)
+        _take_format(model, about.get("input_format") or _format_beside(Path(path)), given)
     plain = {str(name): value for name, value in about.items() if isinstance(value, str | int | float)}
     return Loaded(plain, [f"{where}: {remark}" for remark in _remarks(content, fitting, own)])
+
+
+def _format_beside(path: Path) -> Any:
+    """The input format in the config.json of an export, of which the path is the folder or a file in it."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return about.get("input_format") if isinstance(about, dict) and path.suffix in ("", ".safetensors") else None
 
 
 def _take_format(model: Classifier, kept: Any, given: InputFormat) -> None:

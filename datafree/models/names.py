@@ -11,11 +11,12 @@ import ast
 import inspect
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torchvision
 from torch import nn
 
@@ -62,7 +63,8 @@ def format_of(spec: DatasetSpec) -> InputFormat:
 def given_format(values: Namespace, role: str) -> InputFormat:
     """What the flags say of the images that the "teacher", the "student" or the "model" takes."""
     size, channels, mean, std = (getattr(values, f"{role}_{each.name}", None) for each in fields(InputFormat))
-    return InputFormat(pair(size) if size else None, channels, mean and tuple(mean), std and tuple(std))
+    shown = (None if each is None else tuple(np.atleast_1d(each).tolist()) for each in (mean, std))
+    return InputFormat(pair(size) if size else None, channels, *shown)
 
 
 def classifier_of(
@@ -167,18 +169,23 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
     if isinstance(make, nn.Module):
         return make
     try:
-        takes = inspect.signature(make).parameters
-        free = [p for p in takes.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if "num_classes" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-            arguments = {"num_classes": num_classes} | arguments
-            made = make(**arguments)
-        else:
-            made = make(*[num_classes] * bool([p for p in free if p.name not in arguments]), **arguments)
+        with user_code.beside(f"{file}.py"):
+            made = make(**_with_classes(make, num_classes, arguments))
     except Exception as error:  # whatever the user's code raises
         raise UserError(f"{name} cannot be called: {type(error).__name__}: {error}", "mend it") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{name} returns a {type(made).__name__}, no torch.nn.Module", "let it return the network")
     return made
+
+
+def _with_classes(make: Callable[..., Any], num_classes: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with the class count for whichever takes it: by its name, else the first that needs a value."""
+    takes = inspect.signature(make).parameters
+    named = [key for key in takes if "class" in key.lower() and "name" not in key.lower()]
+    free = [key for key, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    chosen = named[:1] or [key for key in free if key not in arguments][:1] or (["num_classes"] if anything else [])
+    return dict.fromkeys(chosen, num_classes) | arguments
 
 
 def _torchvision(
@@ -223,40 +230,55 @@ def _transformers(
     place = str(folder) if folder.is_dir() else name
     try:
         if weights == "own":
-            network = kind.from_pretrained(place, **local, **arguments)
+            network, info = kind.from_pretrained(place, output_loading_info=True, **local, **arguments)
+            _check_whole(name, info["missing_keys"])
         else:
             config = transformers.AutoConfig.from_pretrained(place, **local, num_labels=num_classes, **arguments)
             network = kind.from_config(config)
     except OSError as error:
         remedy = "check the name" if download or folder.is_dir() else "give its folder, or --download to fetch it"
         raise UserError(f"hf:{name} cannot be read: {str(error).strip().splitlines()[0]}", remedy) from None
-    about = _preprocessing(folder) if folder.is_dir() else {}
     size = getattr(network.config, "image_size", None)
-    bound = pair(size) if isinstance(size, int | list | tuple) else None
+    bound = InputFormat(pair(size) if isinstance(size, int | list | tuple) else None)
     if weights == "none":
-        return network.train(), InputFormat(bound)
-    read = InputFormat(_cropped_to(about), getattr(network.config, "num_channels", None))
-    shown = InputFormat(mean=about.get("image_mean"), std=about.get("image_std"))
-    return network, read.over(InputFormat(bound)).over(shown)
+        return network.train(), bound
+    channels = InputFormat(channels=getattr(network.config, "num_channels", None))
+    return network, _preprocessing(name, place, local).over(bound).over(channels)
 
 
-def _preprocessing(folder: Path) -> dict[str, Any]:
-    """What a transformers folder says of its images; empty where it says nothing."""
+def _check_whole(name: str, missing: Iterable[str]) -> None:
+    """Raises UserError where weights of a network are not in its folder: it would answer at random."""
+    missing = sorted(missing)
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UserError(f"hf:{name} has no weights for {shown}", "train it, or name a trained classifier")
+
+
+def _preprocessing(name: str, place: str, local: dict[str, bool]) -> InputFormat:
+    """What a transformers network reads, as far as its preprocessor_config.json says it.
+
+    There an image of levels 0..255 becomes (level * rescale_factor - mean) / std; here it is a pixel in [0, 1].
+    """
+    from transformers.utils import cached_file
+
     try:
-        about = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    shown = {name: tuple(map(float, about[name])) for name in ("image_mean", "image_std") if about.get(name)}
+        about = json.loads(Path(cached_file(place, "preprocessor_config.json", **local)).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # there is none, or none that can be read
+        return InputFormat()
+    if about.get("do_flip_channel_order"):
+        raise UserError(f"hf:{name} reads blue before red", "wrap it in a function of your own: FILE.py:FUNCTION")
+    mean, std = about.get("image_mean"), about.get("image_std")
     if about.get("do_normalize") is False:
-        channels = len(shown.get("image_mean", (0, 0, 0)))
-        shown = {"image_mean": (0.0,) * channels, "image_std": (1.0,) * channels}
-    return about | shown
+        mean, std = (0.0,) * len(mean or (0, 0, 0)), (1.0,) * len(std or (0, 0, 0))
+    if not (mean and std):
+        return InputFormat(_cropped_to(about))
+    scale = 255 * float(about.get("rescale_factor", 1 / 255)) if about.get("do_rescale", True) else 255.0
+    return InputFormat(_cropped_to(about), None, *(tuple(float(v) / scale for v in each) for each in (mean, std)))
 
 
 def _cropped_to(about: Mapping[str, Any]) -> Size | None:
     """Height and width of what the network is given, in either of the forms that transformers writes."""
-    cropped = about.get("do_center_crop") and about.get("crop_size")
-    size = cropped or about.get("size")
+    size = (about.get("do_center_crop") and about.get("crop_size")) or about.get("size")
     if isinstance(size, Mapping):
         sides = size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
         return (int(sides[0]), int(sides[1])) if all(sides) else None

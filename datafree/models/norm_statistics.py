@@ -31,7 +31,7 @@ class NormStatistics:
         self._listening = False
         self._running: dict[tuple[nn.Module, ...], tuple[Tensor, Tensor]] = {}
         self._hooks = [layer.register_forward_pre_hook(self._hear, with_kwargs=True) for layer in self.layers]
-        self._nothing = torch.zeros((), device=next(teacher.parameters()).device)
+        self._nothing = torch.zeros((), device=teacher.mean.device)
 
     def _hear(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if self._listening:
@@ -46,6 +46,11 @@ class NormStatistics:
             yield
         finally:
             self._listening = False
+
+    @property
+    def heard(self) -> bool:
+        """Whether the last forward pass went through any of the layers."""
+        return bool(self._moments)
 
     def remove(self) -> None:
         """Takes the hooks off the teacher."""

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from .snapshot import POOL_FILE, STATE_FILE
 
 FORMAT = 2  # of config.json and last.pth; another's runs are read, but not resumed
 LOCK_FILE, STATUS_FILE, METRICS_FILE = ".lock", "status.json", "metrics.csv"
+LONGEST = 60  # letters of a name in a folder's name, which file systems limit to 255; chosen by us
 COUNTER = "epoch"  # the first column
 OWN_FILES = (
     *("config.json", "log.txt", METRICS_FILE, "summary.json", STATUS_FILE, "generator_loss.npy", "synthetic.png"),
@@ -353,7 +355,8 @@ def slug(name: str) -> str:
         kind, rest = kind.removesuffix(".py").rsplit("/", 1)[-1], rest.replace("/", "-")
     last = rest.rstrip("/").rsplit("/", 1)[-1] if colon else kind.rstrip("/").rsplit("/", 1)[-1]
     plain = last if not colon or kind == "imagefolder" else f"{kind}-{last}"
-    return re.sub(r"[^\w.+=-]+", "-", plain).lstrip(".")
+    plain = re.sub(r"[^\w.+=-]+", "-", plain).lstrip(".")
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}-{zlib.crc32(plain.encode()):08x}"
 
 
 def environment(device: str) -> dict[str, str]:

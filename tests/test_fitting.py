@@ -1,0 +1,242 @@
+"""What a network does not bear is left out for it, and what it cannot do is said."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import BF16, CLASSES, FP32, MEAN, SIZE, STD, small_context, small_network, small_teacher, user_error
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+import datafree
+from datafree import user_code
+from datafree.engine.frozen import folded, frozen
+from datafree.engine.probe import fitted
+from datafree.methods.aeahl_rg import AeahlRg
+from datafree.methods.priors import Priors
+from datafree.models.classifier import Classifier
+
+SHAPE = (3, SIZE, SIZE)
+OF_TASK = {"num_classes": CLASSES, "img_size": SIZE, "mean": MEAN, "std": STD, "device": "cpu", "precision": "bf16"}
+SHORT = {"epochs": 2, "warmup": 1, "kd_steps": 1, "batch_size": 4, "synthesis_batch_size": 4, "g_steps": 1}
+SHORT |= {"nz": 4, "ngf": 2}
+
+
+class Body(nn.Module):
+    """Convolution, a norm, a linear head."""
+
+    def __init__(self, norm=None):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), norm or nn.BatchNorm2d(4), nn.Linear(4, CLASSES)
+
+    def middle(self, x):
+        return self.norm(self.conv(x))
+
+    def forward(self, x):
+        return self.fc(self.middle(x).relu().mean((2, 3)))
+
+
+class ByKeyword(Body):
+    def middle(self, x):
+        return self.norm(input=self.conv(x))
+
+
+class RoundTheNorm(Body):
+    """Uses what its norm remembers, and never calls it."""
+
+    def middle(self, x):
+        return F.batch_norm(self.conv(x), self.norm.running_mean, self.norm.running_var)
+
+
+class OnItsWeights(Body):
+    """Standardises its weights, as NFNets do: rounded before, they give other answers."""
+
+    def middle(self, x):
+        w = self.conv.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) * 1e3
+        return self.norm(F.conv2d(x, w, self.conv.bias))
+
+
+class SoftmaxInEval(Body):
+    def forward(self, x):
+        x = super().forward(x)
+        return x if self.training else x.softmax(1)
+
+
+def wrapped(network, size=SIZE):
+    return Classifier(network, "own", CLASSES, size, MEAN, STD)
+
+
+def test_a_norm_called_by_keyword_is_folded_and_leaves_no_hook():
+    model, x = wrapped(ByKeyword()).eval(), torch.rand(2, *SHAPE)
+    copied = folded(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copied.modules())
+    torch.testing.assert_close(copied(x), model(x), rtol=1e-3, atol=1e-4)
+    assert not any(m._forward_hooks for each in (model, copied) for m in each.modules())
+
+
+def test_what_cannot_be_folded_is_left_as_it_is():
+    network = Body()
+    network.conv = spectral_norm(network.conv)
+    model = wrapped(network).eval()
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded(model).modules()) == 1
+    scripted = wrapped(torch.jit.script(small_network(1)))
+    assert folded(scripted) is scripted
+    fitted(scripted, "teacher", SHAPE, FP32)
+    frozen(scripted, FP32)
+
+
+def test_a_teacher_that_works_on_its_weights_keeps_them_in_fp32():
+    for network, dtype in ((OnItsWeights(), torch.float32), (Body(), torch.bfloat16)):
+        model = wrapped(network)
+        fitted(model, "teacher", SHAPE, BF16)
+        assert frozen(model, BF16).network.conv.weight.dtype == dtype
+
+
+def weights(**of):
+    return AeahlRg.Config(**of)
+
+
+def test_statistics_that_the_forward_goes_round_are_none():
+    for network, names in ((Body(), ["bn"]), (RoundTheNorm(), ["tv", "l2"])):
+        priors = Priors(small_context(wrapped(network).eval()), weights(), bn_mmt=0.0)
+        assert list(priors.weights) == names
+
+
+class AttentionPool(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):  # (B, 4, h, w) -> (B, 4)
+        return self.inner(x.mean((2, 3)))
+
+
+class ConvAttention2d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("norm", [AttentionPool, ConvAttention2d])
+def test_attention_that_gives_no_tokens_has_no_patches(norm):
+    class Net(Body):
+        def forward(self, x):
+            x = self.middle(x)
+            return self.fc(x if x.ndim == 2 else x.mean((2, 3)))
+
+    priors = Priors(small_context(wrapped(Net(norm())).eval()), weights(), bn_mmt=0.0)
+    assert list(priors.weights) == ["tv", "l2"]
+
+
+def test_statistics_of_other_shapes_than_one_a_channel_are_none():
+    teacher = small_teacher()
+    norm = teacher.network.bn1
+    norm.running_mean, norm.running_var = (each.view(1, -1, 1, 1) for each in (norm.running_mean, norm.running_var))
+    assert teacher.norm_layers == [teacher.network.bn2]
+
+
+def test_a_student_is_looked_at_in_both_modes():
+    (warning,) = fitted(wrapped(SoftmaxInEval()), "student own", SHAPE, FP32, train_batch=4)
+    assert "softmax" in warning
+
+    class Classes(Body):
+        def forward(self, x):
+            x = super().forward(x)
+            return x if self.training else x.argmax(1)
+
+    with user_error("own answers a tensor (2,)"):
+        fitted(wrapped(Classes()), "student own", SHAPE, FP32, train_batch=4)
+
+
+def test_norms_over_a_single_pixel_do_not_cost_a_student_its_memory_order():
+    class Deep(Body):
+        def forward(self, x):
+            return self.fc(self.norm(self.conv(x).mean((2, 3), keepdim=True)).flatten(1))
+
+    model = wrapped(Deep())
+    assert fitted(model, "student own", SHAPE, FP32, train_batch=4) == []
+    assert model.memory_format == torch.channels_last
+
+
+def test_networks_in_other_precisions_become_fp32():
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        model = wrapped(Body().to(kind))
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert fitted(model, "teacher", SHAPE, FP32) == []
+
+
+def test_a_lazy_network_gets_its_weights_and_one_without_any_is_told_so():
+    class Lazy(Body):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.LazyConv2d(4, 3), nn.LazyLinear(CLASSES)
+
+    made = [wrapped(Lazy()) for _ in range(2)]
+    for model in made:
+        fitted(model, "student own", SHAPE, FP32, train_batch=4)
+    assert torch.equal(made[0].network.conv.weight, made[1].network.conv.weight)
+    with user_error("student own has no weights to train"):
+        fitted(wrapped(Body().requires_grad_(False)), "student own", SHAPE, FP32, train_batch=4)
+
+
+def test_four_channels_are_not_answered_with_a_flag_that_refuses_them():
+    network = Body()
+    network.conv = nn.Conv2d(4, 4, 3)
+    with user_error("takes 4 channels, images have 1 or 3", "wrap it"):
+        fitted(wrapped(network), "teacher own", SHAPE, FP32)
+
+
+def test_two_folders_may_have_helpers_of_one_name_and_import_them_late(tmp_path):
+    for name, width in (("a", 3), ("b", 7)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "helper.py").write_text(f"WIDTH = {width}")
+        (tmp_path / name / "net.py").write_text("from helper import WIDTH\ndef make():\n    return WIDTH")
+    found = [user_code.load(f"{tmp_path / name}/net.py:make", "model")() for name in "ab"]
+    assert found == [3, 7] and "helper" not in sys.modules
+
+
+# distil
+
+
+def test_a_student_can_be_saved_whole_and_a_teacher_that_cannot_be_copied_keeps_its_weights(tmp_path):
+    class Uncopied(Body):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("not me")
+
+    teacher, student = Uncopied(), small_network(2)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    datafree.distil(teacher, student, **OF_TASK, **SHORT, run_root=tmp_path)
+    assert type(student.fc) is nn.Linear and type(teacher.fc) is nn.Linear
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+IMAGES, LABELS = torch.zeros(4, *SHAPE, dtype=torch.uint8), torch.arange(4, dtype=torch.int32)
+BAD = {
+    "dry_run": ({"dry_run": True}, "dry_run is for main.py"),
+    "teacher_path": ({"teacher_path": "t.pth"}, "teacher_path is for main.py"),
+    "no images": ({"test": (IMAGES[:0], LABELS[:0])}, "test holds no images"),
+    "labels": ({"test": (IMAGES, LABELS + 3)}, f"labels beyond 0..{CLASSES - 1}"),
+    "no tensors": ({"test": [IMAGES.float(), LABELS]}, "test is no test set"),
+    "a name": ({"teacher": "resnet20"}, "the teacher is a str"),
+}
+
+
+@pytest.mark.parametrize(("given", "words"), BAD.values(), ids=BAD)
+def test_what_distil_cannot_use_is_refused_in_one_line(tmp_path, given, words):
+    networks = {"teacher": small_network(1), "student": small_network(2)} | given
+    with user_error(words):
+        datafree.distil(**networks, **OF_TASK, **SHORT, run_root=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_single_numbers_other_integers_and_lists_are_taken(tmp_path):
+    how = OF_TASK | {"test": [IMAGES, LABELS], "teacher_mean": 0.5, "student_img_size": np.int64(9)}
+    found = datafree.distil(small_network(1), small_network(2), **how, **SHORT, run_root=tmp_path)
+    assert 0 <= found.results["accuracy_last"] <= 100
