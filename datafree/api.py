@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from .cli.flags import LengthConfig, distillation_configs
@@ -332,7 +333,8 @@ def distil(
 
 def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespace, dict[str, type[Config]]]:
     """Every flag of main.py with that method, from those given; and their configs. Raises UserError as distil does."""
-    given = {"method": method.__name__, "teacher": "teacher", "student": "student", "dataset": "own"} | dict(flags)
+    given = {"method": method.__name__, "teacher": "teacher", "student": "student", "dataset": "own"}
+    given |= {name: value.item() if isinstance(value, np.generic) else value for name, value in flags.items()}
     targets = chosen(given.get("hl", False), given.get("no_aea", False))
     configs = distillation_configs(method, method.__name__, targets)
     unknown = sorted(given.keys() - {name for config in configs.values() for name in config.__dataclass_fields__})

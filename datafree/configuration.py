@@ -176,8 +176,6 @@ def plain(value: Any) -> Any:
     """As JSON can hold it: paths become strings, tuples lists."""
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # numpy's, too
-        return int(value) if isinstance(value, numbers.Integral) else float(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -134,11 +134,7 @@ def test_a_transformers_name_that_is_not_there_says_how_to_get_it(saved, tmp_pat
 
 PREPROCESSING = {  # preprocessor_config.json: mean and std of pixels in [0, 1]
     "levels are not rescaled": ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51] * 3}, 0.5, 0.2),
-    "to [-1, 1] by the factor alone": (
-        {"rescale_factor": 1 / 127.5, "image_mean": [1] * 3, "image_std": [1] * 3},
-        0.5,
-        0.5,
-    ),
+    "to [-1, 1] by the factor": ({"rescale_factor": 1 / 127.5, "image_mean": [1] * 3, "image_std": [1] * 3}, 0.5, 0.5),
     "not normalised": ({"do_normalize": False, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}, 0.0, 1.0),
 }
 
