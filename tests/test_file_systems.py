@@ -27,6 +27,7 @@ def refuse(monkeypatch, number, *calls):
 
 
 @pytest.mark.parametrize("number", LACKING)
+@pytest.mark.slow
 def test_a_run_needs_no_lock_no_sync_and_no_permissions(tmp_path, monkeypatch, number):
     refuse(monkeypatch, number, (fcntl, "flock"), (os, "fsync"), (os, "chmod"), (os, "posix_fallocate"))
     finished([*QUICK, "--run_root", tmp_path])

@@ -183,7 +183,11 @@ GOOD = {  # as both: (flags, line of the log about the teacher, or None)
 }
 
 
-@pytest.mark.parametrize(("name", "flags", "words"), [(k, *v) for k, v in GOOD.items()], ids=GOOD)
+QUICK = {"Tuple", "View", "Softmax"}  # of one second each; the others with all tests
+CASES = [pytest.param(k, *v, id=k, marks=[] if k in QUICK else [pytest.mark.slow]) for k, v in GOOD.items()]
+
+
+@pytest.mark.parametrize(("name", "flags", "words"), CASES)
 def test_a_network_of_a_common_shape_teaches_and_learns(own, tmp_path, name, flags, words):
     log = finished(line(own, tmp_path, name, name, flags))
     assert words is None or words in log, log
