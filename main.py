@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     takes = {role: given_format(values, role) for role in ("teacher", "student")}
     weights = "file" if values.teacher_path else "own"
     teacher = registry.classifier(values.teacher, spec, takes["teacher"], weights, values.download)
-    loaded = Loaded()
+    loaded = Loaded({}, [f"teacher {values.teacher}: with the weights that it comes with"])
     if values.teacher_path:
         resume.check_teacher_file(values)
         loaded = load_classifier(teacher, values.teacher_path, given=takes["teacher"], key=values.teacher_weights)

@@ -22,7 +22,15 @@ from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
-from datafree.models.names import UNKNOWN, InputFormat, Weights, classifier_of, format_of, network_of
+from datafree.models.names import (
+    UNKNOWN,
+    InputFormat,
+    Weights,
+    brings_weights,
+    classifier_of,
+    format_of,
+    network_of,
+)
 from datafree.models.resnet import BasicBlock, Bottleneck, ResNet
 from datafree.models.shufflenetv2 import ShuffleNetV2
 from datafree.models.vgg import VGG
@@ -210,7 +218,7 @@ def teacher_file(dataset: str, model: str) -> Path | None:
     """Where main.py looks for a teacher: in the working folder, else beside this file. None where it has weights."""
     path = pretrained_path(dataset, model)
     there = [each for each in (path, Path(__file__).resolve().parent / path) if each.exists()]
-    return there[0] if there else None if model.startswith("hf:") else path
+    return there[0] if there else None if brings_weights(model) else path
 
 
 def classifier(

@@ -246,3 +246,24 @@ def test_images_of_any_height_and_width_are_made(own, tmp_path, size):
     (folder,) = tmp_path.iterdir()
     height, width = (size.split() * 2)[:2]
     assert torch.load(folder / "synthetic.pth", weights_only=True).shape[1:] == (3, int(height), int(width))
+
+
+TRAINED = """
+
+def trained(num_classes):
+    network = Net(num_classes)
+    network.load_state_dict(torch.load(__file__.replace("nets.py", "teacher.pth"), weights_only=True)["state_dict"])
+    return network
+"""
+
+
+def test_a_function_that_loads_its_weights_needs_no_file_and_one_of_random_weights_is_refused(own, tmp_path):
+    line(own, tmp_path)  # writes the weights of Net
+    (own / "nets.py").write_text(FILE + TRAINED)
+    words = line(own, tmp_path)
+    at = words.index("--teacher_path")
+    del words[at : at + 2]
+    assert "nets.py:Net gives random weights" in error_of(words)
+    words[words.index("--teacher") + 1] = f"{own / 'nets.py'}:trained"
+    log = finished([*words, "--dry_run"])
+    assert "with the weights that it comes with" in log

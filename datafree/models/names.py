@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import torchvision
 from torch import nn
 
@@ -88,15 +89,19 @@ def network_of(
         num_classes: of the logits.
         known: the registry's functions of the class count, by name.
         given: what is known from elsewhere; ``channels`` decides how the network is built.
-        weights: whether it comes with weights that somebody trained, "file" or "own" (those of a transformers folder):
-            then its library's mean, std and size hold; for "none" only a size that its architecture is bound to.
+        weights: whether it comes with weights that somebody trained, from a "file" or of its "own" (a transformers
+            folder, a function that loads them): then its library's mean, std and size hold; for "none" only a size that
+            its architecture is bound to.
         download: whether a library may fetch from the network.
 
     Raises:
         UserError: an unknown name, a library that is not installed, or arguments that do not fit.
     """
     if user_code.is_file(name):
-        return _of_file(name, num_classes), InputFormat()
+        network = _of_file(name, num_classes)
+        if weights == "own":
+            _check_trained(name, network, _of_file(name, num_classes))
+        return network, InputFormat()
     library, colon, rest = name.partition(":")
     if not colon:
         if name not in known:
@@ -116,6 +121,11 @@ def network_of(
         raise UserError(
             f"{name} cannot be made: {str(error).strip() or type(error).__name__}", "see its library"
         ) from None
+
+
+def brings_weights(name: str) -> bool:
+    """Whether the name by itself may stand for a trained network."""
+    return user_code.is_file(name) or name.startswith("hf:") or ",pretrained=True" in name or ",weights=" in name
 
 
 def with_arguments(text: str) -> tuple[str, dict[str, Any]]:
@@ -178,6 +188,13 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
     return made
 
 
+def _check_trained(name: str, network: nn.Module, again: nn.Module) -> None:
+    """Raises UserError where a second call gives other weights: they are random, and no teacher's."""
+    weights = zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    if network is not again and not all(torch.equal(a, b) for a, b in weights):
+        raise UserError(f"{name} gives random weights", "give the trained ones with --teacher_path")
+
+
 def _with_classes(make: Callable[..., Any], num_classes: int, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments, with the class count for whichever takes it: by its name, else the first that needs a value."""
     takes = inspect.signature(make).parameters
@@ -194,7 +211,8 @@ def _torchvision(
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(f"torchvision has no classifier {name!r}", nearest_names(name, known))
-    network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    how = arguments if "weights" in arguments else {"weights": None, "num_classes": num_classes} | arguments
+    network = torchvision.models.get_model(name, **how)
     size = getattr(network, "image_size", None)  # of a vision transformer, which takes no other
     return with_channels(network, given.channels), InputFormat(pair(size) if size else None)
 
@@ -207,7 +225,8 @@ def _timm(
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}", nearest_names(name, timm.list_models()))
     channels = {"in_chans": given.channels} if given.channels not in (None, 3) else {}
-    network = timm.create_model(name, num_classes=num_classes, **channels | arguments)
+    classes = {} if weights == "own" else {"num_classes": num_classes}  # for another count timm makes a random head
+    network = timm.create_model(name, **classes | channels | arguments)
     about = timm.data.resolve_data_config({}, model=network)
     own = InputFormat(pair(about["input_size"][1:]), None, tuple(about["mean"]), tuple(about["std"]))
     bound = (getattr(network, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
