@@ -62,6 +62,8 @@ why_pip_failed() {
             "3.10 to 3.14 (PYTHON=python3.12; newer ones: see pytorch.org), and not for Macs with a processor of Intel"
     elif grep -qiE 'Failed (building|to build)|metadata-generation-failed|subprocess-exited-with-error' "$said"; then
         echo "a package is not there ready-made for $machine — take a Python of 3.10 to 3.14: PYTHON=python3.12"
+    elif grep -q 'ResolutionImpossible' "$said"; then
+        echo "$(grep -iE '^ERROR: Cannot install' "$said" | tail -n 1 | cut -c8-300) — all that pip said is in $said"
     else
         echo "$(grep -iE '^ERROR' "$said" | tail -n 1 | cut -c1-200) — all that pip said is in $said"
     fi

@@ -32,6 +32,12 @@ SAID = {
     ),
     "certificate": ("SSLError(SSLCertVerificationError(1, 'CERTIFICATE_VERIFY_FAILED'))\n", ["PIP_CERT"], ["full"]),
     "nothing ready-made": ("error: metadata-generation-failed\n", ["3.10 to 3.14"], ["network"]),
+    "conflict": (
+        "ERROR: Cannot install a and b>=0.4 because these package versions have conflicting dependencies.\n"
+        "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io\n",
+        ["failed: Cannot install a and b>=0.4 because", ".venv/pip.txt"],
+        ["ResolutionImpossible"],
+    ),
     "something else": ("ERROR: it rains\n", ["ERROR: it rains", ".venv/pip.txt"], ["network"]),
 }
 
