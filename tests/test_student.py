@@ -8,7 +8,7 @@ import torch
 from conftest import CPU, SIZE, same_state, state_of, user_error
 from test_aeahl_rg import context_of, takes
 
-from datafree.data.batch import Batch
+from datafree.data.batch import TEACHER_LOGITS, Batch
 from datafree.data.placement import Placement
 from datafree.data.pool import ImagePool, image_column
 from datafree.engine.randomness import Streams
@@ -119,6 +119,55 @@ def test_only_the_stream_distillation_is_drawn_from_and_decides_everything():
     first, same, other = (state_of(lesson.context.student) for lesson in lessons)
     assert list(lessons[0].context.streams.state_dict()) == ["distillation"]
     assert same_state(first, same) and not same_state(first, other)
+
+
+STEPS = {  # the change of w after a first step with gradient g, written out; g already carries the weight decay
+    "sgd": lambda w, g, raw: -LR * g,
+    "nesterov": lambda w, g, raw: -LR * (g + MOMENTUM * g),
+    "adam": lambda w, g, raw: -LR * g / (g.abs() + 1e-8),  # first step: m/(1-b1) = g, v/(1-b2) = g^2
+    "adamw": lambda w, g, raw: -LR * WEIGHT_DECAY * w - LR * raw / (raw.abs() + 1e-8),
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_a_first_step_of_each_optimiser_with_and_without_a_limit_to_the_gradient(kind, clip):
+    how = {"optimizer": "sgd" if kind == "nesterov" else kind, "nesterov": kind == "nesterov"}
+    config = Student.Config(lr=LR, lr_min=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, clip_grad=clip, **how)
+    context, x = context_of(), torch.rand(B, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    before = copy.deepcopy(context.student).train()
+
+    class Once:
+        def batches(self, count, size):
+            yield Batch(x)
+
+    targets = Soft(context, Soft.Config(T=TAU))
+    weights = list(before.parameters())
+    gradients = torch.autograd.grad(targets.loss(Batch(x), before), weights)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    assert norm > 0.01
+    scale = clip / (norm + 1e-6) if clip else 1.0
+    Student(context, config, 5).learn(Once(), targets, 1)
+    for w, g, after in zip(weights, gradients, context.student.parameters(), strict=True):
+        sure = g.abs() > 1e-5  # where Adam's sign is not rounding
+        change = STEPS[kind](w, g * scale + WEIGHT_DECAY * w, g * scale)
+        torch.testing.assert_close((after - w)[sure], change[sure], rtol=1e-3, atol=1e-5)
+
+
+def test_l1_is_the_mean_distance_of_the_logits_and_logits_that_come_with_a_batch_are_not_asked_for_again():
+    context, x = context_of(), torch.rand(B, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    t = context.answers(x)
+    s = context.ask(context.student, x)
+    loss = Soft(context, Soft.Config(kd_loss="l1")).loss(Batch(x), context.student)
+    torch.testing.assert_close(loss, (t - s).abs().mean(), rtol=1e-3, atol=1e-5)
+    batch = Batch(x, {TEACHER_LOGITS: t + 3 * torch.eye(len(t), t.shape[1])})
+    for targets in (Soft, Hard):
+        config = targets.Config(T=TAU)
+        known, asked = targets(context, config).loss(batch, context.student), targets(context, config)
+        asked.context.answers = lambda x: batch.columns[TEACHER_LOGITS]
+        torch.testing.assert_close(asked.loss(Batch(x), context.student), known)
+        del context.answers
+        assert targets(context, config).loss(Batch(x), context.student) != known
 
 
 def test_a_state_dict_and_the_streams_continue_exactly(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+TEACHER_LOGITS = "teacher_logits"  # a column (B, classes) that spares the targets a forward pass of the teacher
 Column = tuple[tuple[int, ...], torch.dtype]  # what the pool keeps of an image: shape and type
 
 

@@ -3,15 +3,15 @@
 for each of kd_steps
     batch <- B images of the pool, uniform with replacement, augmented; or fresh ones of a method without a pool
     L_S   <- targets.loss(batch, student)                   soft, hard or under attack: datafree/targets/
-    S     <- SGD(lr); lr falls along a cosine over all distillation steps
+    S     <- SGD(lr) or Adam(lr); lr falls along a cosine over all distillation steps
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import configuration
 from ..configuration import knob
@@ -35,12 +35,24 @@ class Lessons(Protocol):
 
 @dataclass(frozen=True)
 class OptimiserConfig(configuration.Config):
-    """The knobs of SGD on one network."""
+    """The knobs of one network's optimiser."""
 
     batch_size: int = knob(256, "images a step", low=1, high=2**16, unit="IMAGES")
-    lr: float = knob(0.2, "learning rate of SGD at the start", above=0)
+    optimizer: str = knob(
+        "sgd", "adam and adamw, as transformers want it, with --lr 1e-3 or so", choices=("sgd", "adam", "adamw")
+    )
+    lr: float = knob(0.2, "learning rate at the start", above=0)
     momentum: float = knob(0.9, "of SGD", low=0, high=0.9999)
-    weight_decay: float = knob(1e-4, "of SGD; raise it against overfitting", low=0)
+    weight_decay: float = knob(1e-4, "raise it against overfitting", low=0)
+
+
+def optimiser(parameters: Iterable[nn.Parameter], config: OptimiserConfig, nesterov: bool) -> torch.optim.Optimizer:
+    """What ``config`` asks for; ``nesterov`` is for SGD with a momentum."""
+    how = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "sgd":
+        nesterov = nesterov and config.momentum > 0
+        return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=nesterov, **how)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **how)
 
 
 class Student:
@@ -54,7 +66,9 @@ class Student:
 
     @dataclass(frozen=True)
     class Config(OptimiserConfig):
-        lr_min: float = knob(2e-4, "learning rate that the cosine ends at", low=0)
+        lr_min: float = knob(2e-4, "learning rate that the cosine ends at; as --lr: a constant rate", low=0)
+        nesterov: bool = knob(False, "Nesterov's momentum in SGD")
+        clip_grad: float = knob(0.0, "largest norm of the gradient; 0: any", low=0, unit="NORM")
 
         def check(self) -> None:
             if self.lr_min > self.lr:
@@ -62,13 +76,7 @@ class Student:
 
     def __init__(self, context: Context, config: "Student.Config", steps: int):
         self.context, self.config, self.classifier = context, config, context.student
-        self.optimizer = torch.optim.SGD(
-            self.classifier.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, steps), config.lr_min)
 
     @property
@@ -77,12 +85,14 @@ class Student:
         return self.scheduler.get_last_lr()[0]
 
     def learn(self, source: Source, targets: Lessons, steps: int) -> None:
-        """That many SGD steps."""
+        """That many steps."""
         self.classifier.train()
         for batch in source.batches(steps, self.config.batch_size):
             loss = targets.loss(batch, self.classifier)
             self.optimizer.zero_grad()
             loss.backward()
+            if self.config.clip_grad > 0:
+                nn.utils.clip_grad_norm_(self.classifier.parameters(), self.config.clip_grad)
             self.optimizer.step()
             self.scheduler.step()
 

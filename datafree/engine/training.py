@@ -1,13 +1,11 @@
 """Training on real data: cross-entropy, SGD with Nesterov momentum or AdamW, one augmentation call a batch."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from ..configuration import knob
@@ -17,19 +15,7 @@ from ..errors import UserError, check_finite
 from ..models.classifier import Classifier
 from .device import Compute
 from .randomness import Streams
-from .student import OptimiserConfig
-
-
-def _sgd(parameters: Iterable[nn.Parameter], config: "Training.Config") -> torch.optim.Optimizer:
-    how = {"momentum": config.momentum, "nesterov": config.momentum > 0}
-    return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True, **how)
-
-
-def _adamw(parameters: Iterable[nn.Parameter], config: "Training.Config") -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-OPTIMISERS = {"sgd": _sgd, "adamw": _adamw}
+from .student import OptimiserConfig, optimiser
 
 
 class Training:
@@ -47,7 +33,6 @@ class Training:
     @dataclass(frozen=True)
     class Config(OptimiserConfig):
         epochs: int = knob(200, "length of the run", low=1, unit="N", names=("epoch",))
-        optimizer: str = knob("sgd", "adamw for transformers, with --lr 1e-3 or so", choices=(*OPTIMISERS,))
         lr: float = knob(0.1, "learning rate at the start", above=0)
         weight_decay: float = knob(5e-4, "raise it against overfitting", low=0)
         lr_decay_milestones: tuple[int, ...] | None = knob(
@@ -74,7 +59,7 @@ class Training:
     ):
         self.classifier, self.images, self.config = classifier, images, config
         self.augmentation, self.compute, self.streams = augmentation, compute, streams
-        self.optimizer = OPTIMISERS[config.optimizer](classifier.parameters(), config)
+        self.optimizer = optimiser(classifier.parameters(), config, nesterov=True)
         if config.lr_decay_milestones:
             self.scheduler = MultiStepLR(self.optimizer, config.lr_decay_milestones, gamma=0.1)
         else:

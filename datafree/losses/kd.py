@@ -22,6 +22,11 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, tau: float
     return tau**2 * F.kl_div(log_q, target, reduction="batchmean")
 
 
+def logit_distance(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Mean of |T - S| over all logits (Fang et al. 2019): (B, C) twice -> scalar. No gradient is stopped."""
+    return F.l1_loss(student_logits.float(), teacher_logits.float())
+
+
 def hard_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     """L_hard = CE(S(x), label), batch mean in nats: (B, C) and (B,) -> scalar."""
     return F.cross_entropy(student_logits.float(), labels)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..configuration import knob
 from ..data.batch import Batch
-from ..losses.kd import distillation_loss, hard_loss
+from ..losses.kd import hard_loss
 from ..models.classifier import Classifier
 from .soft import Soft
 
@@ -32,13 +32,13 @@ class Hard(Soft):
 
     def lesson(self, batch: Batch) -> Lesson:
         """What this batch teaches."""
-        teacher_logits = self.context.answers(batch.images)
+        teacher_logits = self.answers(batch)
         return Lesson(batch.images, teacher_logits, teacher_logits.argmax(1))
 
     def loss(self, batch: Batch, student: Classifier) -> Tensor:
         lesson, config = self.lesson(batch), self.config
         student_logits = self.context.ask(student, lesson.images)
-        L_kd = distillation_loss(lesson.teacher_logits, student_logits, config.T)
+        L_kd = self.distillation(lesson.teacher_logits, student_logits)
         L_hard = hard_loss(student_logits, lesson.labels)
         contradicted = (lesson.labels != lesson.teacher_logits.argmax(1)).float().mean()
         self.context.report({"loss_kd": L_kd, "loss_hard": L_hard, "label_disagreement": contradicted})
