@@ -185,5 +185,8 @@ def test_without_a_working_compiler_a_run_told_to_compile_ends_well_and_says_one
     line = [sys.executable, "main.py", *QUICK, "--compile", "--run_root", str(tmp_path / "run")]
     run = subprocess.run(line, cwd=ROOT, env=os.environ | tools, capture_output=True, text=True, timeout=300)
     said = [line for line in run.stdout.splitlines() if "not compiled" in line]
-    assert (run.returncode, run.stderr, len(said)) == (0, "", 1), run.stderr
+    complaints = [
+        line for line in run.stderr.splitlines() if not line.startswith("No CUDA runtime is found")
+    ]  # torch 2.6
+    assert (run.returncode, complaints, len(said)) == (0, [], 1), run.stderr
     assert f"no C++ compiler at CXX={compiler}" in said[0] or said[0].startswith("warning: ")

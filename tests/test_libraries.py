@@ -8,11 +8,13 @@ import torch
 from programs import SMALL, few_digits, finished, script  # noqa: F401
 
 import train_scratch
+from datafree.export import formats
 
 pytestmark = pytest.mark.slow
 VIT = "timm:vit_tiny_patch16_224,img_size=32,patch_size=8,embed_dim=16,depth=1,num_heads=2"
 TRAIN = ["--dataset", "digits", "--epochs", "1", "--batch_size", "32", "--precision", "fp32"]
-FORMATS = ("safetensors", "onnx", "torch_export")
+# ONNX wants a newer PyTorch than the rest.
+FORMATS = [name for name, each in formats.FORMATS.items() if torch.__version__ >= each.torch]
 
 
 def distilled(tmp_path, teacher, student, *more):
@@ -23,7 +25,7 @@ def distilled(tmp_path, teacher, student, *more):
 
 
 def exported(folder, student):
-    """Into all three formats; each says how far it is from the student."""
+    """Into all formats; each says how far it is from the student."""
     pytest.importorskip("onnxruntime")
     said = finished([folder, "--format", *FORMATS, "--out", folder / "out"], script("export"))
     assert all(f"{name}:" in said for name in FORMATS)
