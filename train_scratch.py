@@ -110,7 +110,7 @@ def fit(values: Namespace, training: Training, test: Images, run: Run) -> None:
     for epoch in run.epochs():
         with run.checked(epoch):
             row = training.epoch()
-            run.lap("seconds_training")
+            run.lap("training")
             check_weights_finite({"model": training.classifier}, steps)
         if epoch % values.eval_every == 0 or epoch == values.epochs:
             score = Score(percentage_equal(*predict(training.classifier, test, run.compute)), None)
@@ -119,7 +119,7 @@ def fit(values: Namespace, training: Training, test: Images, run: Run) -> None:
                 score if score.beats(run.progress.best) else run.progress.best,
             )
             row["accuracy"] = score.accuracy
-        run.lap("seconds_evaluation")
+        run.lap("evaluation")
         run.record(epoch, row)
         run.save()
 

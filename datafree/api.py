@@ -11,7 +11,7 @@ import copy
 import json
 import math
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from .engine import device
 from .engine.advice import against_chance
 from .engine.compiling import Compiling
 from .engine.context import Context
+from .engine.costs import Costs
 from .engine.device import Compute
 from .engine.evaluation import Evaluation, Score, near_chance
 from .engine.frozen import folded, frozen
@@ -89,19 +90,35 @@ class Job:
         return f"parameters: {', '.join(counts)}; rounds: {rounds}; {pool}{self.compiling}"
 
 
+@dataclass(frozen=True)
+class Fresh:
+    """Batches of a method without a pool, counted."""
+
+    method: Method
+    costs: Costs
+
+    def batches(self, count: int, size: int) -> Iterator[Batch]:
+        """As the method gives them."""
+        for batch in self.method.batches(count, size):
+            self.costs.made(len(batch))
+            yield batch
+
+
 def loop(job: Job, run: Run, evaluation: Evaluation) -> None:
     """All of it, for every method."""
     method, targets, student, pool, length = job.method, job.targets, job.student, job.pool, job.length
+    costs = job.context.costs
     for epoch in run.epochs():
         warmup, batch = epoch <= length.warmup, None
         for kd_steps in length.rounds:
             batch = method.synthesize(warmup)
             if batch is not None and pool is not None:
                 pool.add(targets.prepare(batch))
-            run.lap("seconds_synthesis")
+                costs.made(len(batch))
+            run.lap("synthesis", costs.take())
             if not warmup:
-                student.learn(pool if method.pooled else method, targets, kd_steps)
-            run.lap("seconds_distillation")
+                student.learn(pool if method.pooled else Fresh(method, costs), targets, kd_steps)
+            run.lap("distillation", costs.take())
         take_stock(job, run, evaluation, epoch, batch)
         run.save()
     leave(job, run, evaluation)
@@ -116,7 +133,7 @@ def take_stock(job: Job, run: Run, evaluation: Evaluation, epoch: int, batch: Ba
         row |= evaluate(job, run, evaluation, epoch)
     if last or epoch % max(1, length.epochs // PICTURES) == 0:
         run.folder.show_images(epoch, job.method.sample(64) if batch is None else batch.images)
-    run.lap("seconds_evaluation")
+    run.lap("evaluation", job.context.costs.take())
     run.record(epoch, {"round": epoch * len(length.rounds)} | row)
     if evaluated:
         warn_if_at_chance(job, run, run.progress.score, epoch)
@@ -150,6 +167,7 @@ def leave(job: Job, run: Run, evaluation: Evaluation) -> None:
     """The end of a run: what the next task can use, and the summary."""
     run.folder.save_array("generator_loss.npy", run.progress.generator_loss)
     left = job.method.finish()
+    run.spend("finish", job.context.costs.take())
     for name, content in {**left.files, **job.targets.files()}.items():
         if name in OWN_FILES:
             raise UserError(f"method {job.values.method} leaves a file {name}, as the run itself does", "rename it")
@@ -254,6 +272,7 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
             evaluation = Evaluation(job.context.teacher, images, compute)
             for line in evaluation.about_teacher():
                 run.folder.log(line)
+            job.context.costs.take()  # what was spent before the first round is no round's
             loop(job, run, evaluation)
 
 

@@ -23,11 +23,11 @@ from scripts.kill_test import differences
 NETWORKS = ["gan_reuse.pth", "gan_abandon.pth", "decoder.pth", "student_last.pth", "best.pth", "synthetic.pth"]
 COLUMNS = [
     *("epoch", "round", "loss_bn", "loss_oh", "loss_adv", "loss_generator", "loss_kd", "accuracy", "agreement", "lr"),
-    *("seconds_synthesis", "seconds_distillation", "seconds_evaluation"),
+    *("teacher_passes", "seconds_synthesis", "seconds_distillation", "seconds_evaluation"),
 ]
 SUMMARY = {
     *("accuracy_last", "accuracy_best", "accuracy_teacher", "agreement", "epochs", "rounds", "seconds_total", "images"),
-    *("seconds_synthesis", "peak_memory_mb", "score_g1", "score_g2", "reused_network"),
+    *("seconds_synthesis", "peak_memory_mb", "costs", "teacher_passes", "score_g1", "score_g2", "reused_network"),
 }
 
 

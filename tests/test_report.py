@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HL = NAME.replace("anew", "anew-hl")
-SECTIONS = ["Curves", "Synthetic images", "Classes", "Reuse", "Also reported", "Configuration"]
+SECTIONS = ["Curves", "Synthetic images", "Classes", "Reuse", "What it cost", "Also reported", "Configuration"]
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -157,7 +157,7 @@ def test_every_column_that_a_method_reported_is_in_a_curve(run):
     shares = [line.get_label() for line in report.figures["curves/Shares"].axes[0].get_lines()]
     assert {"rate bar", "swap rate"} <= set(shares) and "norm baz" not in shares
     drawn = [name for _, columns in figures.curves_of(report.run.metrics).values() for name in columns]
-    assert sorted([*drawn, "epoch", "round"]) == sorted(report.run.metrics) and "word" not in drawn
+    assert sorted([*drawn, "epoch", "round", "teacher_passes"]) == sorted(report.run.metrics) and "word" not in drawn
 
 
 def test_the_page_fetches_nothing(text):

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.augmentation import Augmentation
 from ..data.specs import DatasetSpec
 from ..models.classifier import Classifier
+from .costs import Costs
 from .device import Compute
 from .randomness import Streams
 from .readings import Readings
@@ -35,6 +37,7 @@ class Context:
             all is built; what it says of shapes stands in for files that the method began with.
         observers: see :meth:`observe`.
         readings: see :meth:`report`.
+        costs: passes through networks.
     """
 
     spec: DatasetSpec
@@ -48,6 +51,11 @@ class Context:
     saved: Callable[[], Mapping[str, Any] | None] = lambda: None
     observers: list[Observer] = field(default_factory=list)
     readings: Readings = field(default_factory=Readings)
+    costs: Costs = field(default_factory=Costs)
+
+    def __post_init__(self) -> None:
+        for role, classifier in (("teacher", self.teacher), ("teacher", self.answering), ("student", self.student)):
+            classifier.counted = partial(self.costs.count, role)
 
     def report(self, terms: Mapping[str, Tensor]) -> None:
         """Scalars of one step, by name, any names: their means over the epoch reach metrics.csv and TensorBoard."""
@@ -69,10 +77,18 @@ class Context:
             parameter.grad = None
         loss.backward(inputs=list(parameters))
 
-    def ask(self, classifier: Classifier, x: Tensor) -> Tensor:
-        """Logits (B, classes) in fp32 for pixels x (B, C, H, W), the network in the run's precision."""
+    def ask(self, network: nn.Module, x: Tensor, role: str = "generator") -> Tensor:
+        """What a network gives for x (B, ...) in the run's precision: logits in fp32 for a classifier's pixels.
+
+        Args:
+            network: a classifier counts its calls itself.
+            x: what it takes.
+            role: what any other is counted as.
+        """
+        if not isinstance(network, Classifier):
+            self.costs.count(role, network, x)
         with self.compute.autocast():
-            return classifier(x)
+            return network(x)
 
     @torch.no_grad()
     def answers(self, x: Tensor) -> Tensor:

@@ -164,8 +164,7 @@ class AeahlRg(Method):
         summed = [torch.zeros_like(parameter) for parameter in adapted]
         best = Best()
         for _ in range(config.g_steps):
-            with self.context.compute.autocast():
-                x = self.adapted(z)  # (B, nz) -> (B, C, H, W)
+            x = self.context.ask(self.adapted, z)  # (B, nz) -> (B, C, H, W)
             loss = self.objective(x, y, adversarial=not warmup and config.adv > 0)
             self.context.backward(loss, [*adapted, z])
             torch._foreach_add_(summed, [parameter.grad for parameter in adapted])
@@ -214,18 +213,21 @@ class AeahlRg(Method):
         shape = (count or self.config.synthesis_batch_size, self.config.nz)
         return torch.randn(shape, generator=rng, device=self.context.compute.device)
 
+    @torch.no_grad()
     def recalibrate(self) -> None:
         """Gives theta BN statistics of its own, always from the same noise: they depend on its weights alone."""
         rng = self.context.streams.again("recalibration")
+        noise = [self._noise(rng) for _ in range(RECALIBRATION)]
+        self.context.costs.count("generator", self.generator, torch.cat(noise))
         with self.context.compute.autocast():
-            recalibrate(self.generator, (self._noise(rng) for _ in range(RECALIBRATION)))
+            recalibrate(self.generator, noise)
 
     @torch.no_grad()
     def sample(self, count: int, stream: str = "sample") -> Tensor:
         self.recalibrate()
         z = self._noise(self.context.streams[stream], count)
-        with self.context.compute.autocast():
-            x = torch.cat([self.generator.eval()(part) for part in z.split(self.config.synthesis_batch_size)])
+        self.generator.eval()
+        x = torch.cat([self.context.ask(self.generator, part) for part in z.split(self.config.synthesis_batch_size)])
         self.generator.train()
         return x
 
@@ -245,6 +247,7 @@ class AeahlRg(Method):
             z = self._noise(rng)
             u = torch.rand(len(z), *context.spec.shape, generator=rng, device=z.device)
             for name in totals:
+                context.costs.count("generator", generator, z)
                 with context.compute.autocast(), priors.listening():
                     x = generator.d((getattr(generator, name)(z) + u) / 2)
                     logits = context.teacher(x)

@@ -3,7 +3,7 @@
 logits = S(x),   x (B, C, H, W) in [0, 1] -> resized to S's size -> (x - S's mean) / S's std -> (B, classes)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +98,7 @@ class Classifier(nn.Module):
         memory_format: the order in memory that the network is given images in: see ``engine.probe.fitted``.
         bf16: whether it bears to run under bf16 autocast, where that is on.
         borrowed: whether it is somebody else's, who wants its weights left alone.
+        counted: is told of every call, with the pixels; see ``engine.costs``.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Classifier(nn.Module):
         self.network, self.name, self.num_classes, self.img_size = network.float(), name, num_classes, pair(img_size)
         self.normalisation = Normalise(mean, std)
         self.memory_format, self.bf16, self.borrowed = torch.contiguous_format, True, False
+        self.counted: Callable[[nn.Module, Tensor], None] | None = None
         if type(self.head) is nn.Linear:
             self.head.__class__ = ExactLinear
 
@@ -145,7 +147,8 @@ class Classifier(nn.Module):
         return self.mean.numel()
 
     def release(self) -> None:
-        """Gives the network inside back as it came: its head an ordinary linear layer."""
+        """Gives the network inside back as it came: its head an ordinary linear layer. Calls are no longer counted."""
+        self.counted = None
         if type(self.head) is ExactLinear:
             self.head.__class__ = nn.Linear
 
@@ -181,6 +184,11 @@ class Classifier(nn.Module):
         if x.shape[-2:] != self.img_size:
             x = F.interpolate(x, self.img_size, mode="bilinear", antialias=True)
         return self.normalisation(x).contiguous(memory_format=self.memory_format)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.counted is not None:  # here, outside of what torch.compile makes of forward
+            self.counted(self, x)
+        return super().__call__(x)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.normalise(x)

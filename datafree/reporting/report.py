@@ -57,6 +57,12 @@ class Report:
         return numbers | seconds | {"accuracy_teacher": 100 * teacher.trace() / teacher.sum()}
 
     @property
+    def costs(self) -> pd.DataFrame:
+        """Images through each network and images made, as text: a row a purpose."""
+        counts = pd.DataFrame(self.run.summary.get("costs", {})).T.fillna(0).astype(int)
+        return counts.map("{:,}".format).rename(columns=lambda name: name.replace("_", " "))
+
+    @property
     def warnings(self) -> list[str]:
         """What the run itself warned of."""
         log = self.run.path / "log.txt"
@@ -152,7 +158,7 @@ def page(reports: Sequence[Report]) -> str:
     how = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **how)
     environment.filters |= {"percent": percent, "svg": svg, "quote": shlex.quote}
-    known = {"common": [*MEASURES, "epochs", "rounds"], "colours": [colour for colour, _ in STYLES]}
+    known = {"common": [*MEASURES, "epochs", "rounds", "costs"], "colours": [colour for colour, _ in STYLES]}
     return environment.get_template("report.html.j2").render(reports=reports, **known)
 
 

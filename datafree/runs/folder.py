@@ -307,12 +307,20 @@ def _plain_names(names: Any) -> list[str]:
 
 
 def ordered(columns: list[str]) -> list[str]:
-    """The counter, losses, whatever else, the learning rate, seconds; each kind in the order that it came."""
+    """The counter, losses, whatever else, the learning rate, what it cost; each kind in the order that it came."""
 
     def place(name: str) -> int:
         if name in (COUNTER, "round"):
             return 0
-        return 1 if name.startswith("loss") else 4 if name.startswith("seconds") else 3 if name == "lr" else 2
+        return (
+            1
+            if name.startswith("loss")
+            else 4
+            if name.startswith(("seconds", "teacher_passes"))
+            else 3
+            if name == "lr"
+            else 2
+        )
 
     return sorted(columns, key=place)
 

@@ -1,7 +1,7 @@
 """The bookkeeping of a loop over epochs: how far it is, what it records, when it saves, how it stops and goes on.
 
 for epoch in run.epochs()
-    ... run.lap("seconds_synthesis") ...
+    ... run.lap("synthesis", counts) ...
     run.record(row)             a row of metrics.csv
     run.save()                  where it is due; raises Stopped where a signal asked for an end
 """
@@ -20,6 +20,7 @@ from torch import nn
 from .. import configuration
 from ..configuration import knob
 from ..data.pool import ImagePool
+from ..engine.costs import teacher_passes
 from ..engine.device import Compute, peak_memory_mb
 from ..engine.evaluation import Score
 from ..engine.readings import Readings, Stopwatch
@@ -59,6 +60,7 @@ class Progress:
         generator_loss: one value a generator iteration.
         score, best: of the newest and of the best network.
         seconds: spent so far, by purpose.
+        costs: passes through networks so far, by purpose and name; see ``engine.costs``.
         seconds_total: spent by all processes so far.
     """
 
@@ -67,7 +69,13 @@ class Progress:
     score: Score = Score()
     best: Score = Score()
     seconds: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds_total: float = 0.0
+
+    @property
+    def teacher_passes(self) -> int:
+        """In all, but for evaluation."""
+        return sum(teacher_passes(counts) for purpose, counts in self.costs.items() if purpose != "evaluation")
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,6 +113,7 @@ class Run:
         snapshot.parts["progress"] = self.progress
         if folder.resumed:
             snapshot.load()
+        self._passes = self.progress.teacher_passes
         folder.start(self.progress.epoch, self.progress.seconds_total)
         folder.status("running", epoch=self.progress.epoch, epochs=epochs)
         self._files: dict[str, Any] = {}  # to be written with the next save
@@ -123,9 +132,16 @@ class Run:
         """Within, a number that became NaN ends the run in one line that says where."""
         return not_finite_in(f"epoch {epoch}")
 
-    def lap(self, name: str) -> None:
-        """Ends a stretch of that name; a column of its own."""
-        self._clock.lap(name)
+    def lap(self, purpose: str, counts: Mapping[str, int] | None = None) -> None:
+        """Ends a stretch of that purpose, in which so much was counted; its seconds are a column of their own."""
+        self._clock.lap(f"seconds_{purpose}")
+        self.spend(purpose, counts or {})
+
+    def spend(self, purpose: str, counts: Mapping[str, int]) -> None:
+        """So much was counted for that purpose, whatever time it took."""
+        spent = self.progress.costs.setdefault(purpose, {})
+        for name, count in counts.items():
+            spent[name] = spent.get(name, 0) + count
 
     def terms(self, epoch: int, readings: Readings, networks: Mapping[str, nn.Module], steps: int) -> dict[str, float]:
         """The means of what was reported. Raises UserError where one, or a weight, became NaN or infinite."""
@@ -151,6 +167,9 @@ class Run:
         for name, value in seconds.items():
             self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + value
         self.progress.epoch = epoch
+        passes, self._passes = self._passes, self.progress.teacher_passes
+        if self._passes:
+            row = row | {"teacher_passes": self._passes - passes}
         row = {"epoch": epoch} | row | seconds
         self.folder.record(row, epoch_line(row, self.total))
 
@@ -176,6 +195,8 @@ class Run:
         progress = self.progress
         told = {"accuracy_last": progress.score.accuracy, "accuracy_best": progress.best.accuracy}
         told |= {"epochs": progress.epoch, **progress.seconds, "peak_memory_mb": peak_memory_mb(self.compute.device)}
+        costs = {purpose: counts for purpose, counts in progress.costs.items() if counts}
+        told |= {"teacher_passes": progress.teacher_passes, "costs": costs} if costs else {}
         self.folder.finish(told | dict(summary))
 
 

@@ -11,7 +11,9 @@
        the student gets x' and T(x') where a, else x and T(x);  its hard label is argmax T(x) in either case
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ from .hard import Hard, Lesson
 SMALLEST_CE = torch.finfo(torch.float32).eps  # below it fp32 cannot tell a cross-entropy from 0
 
 
-def perturb(P: nn.Module, x: Tensor, bound: float, normalise: nn.Module) -> Tensor:
+def perturb(P: Callable[[Tensor], Tensor], x: Tensor, bound: float, normalise: nn.Module) -> Tensor:
     """x' = clamp(x + bound * P(x)): pixels (B, C, H, W) in [0, 1] to such pixels.
 
     Args:
@@ -140,19 +142,21 @@ class Attack(Hard):
         """Step 1: one update of P on pixels x (B, C, H, W) and the teacher's logits on them; reports "loss_gap"."""
         y_minus, self.observed = teacher_logits.argmin(1), True
         self.P.train()
-        with self.context.compute.autocast():
-            attacked_logits = self.context.answering(perturb(self.P, x, self.bound, self.normalise))
+        attacked_logits = self.context.ask(self.context.answering, self.perturbed(x))
         loss = attack_loss(attacked_logits, y_minus)
         self.context.backward(loss, list(self.P.parameters()))
         self.optimizer.step()
         self.context.report({"loss_gap": loss})
 
+    def perturbed(self, x: Tensor) -> Tensor:
+        """x' of pixels x (B, C, H, W), P in the mode it is in."""
+        return perturb(partial(self.context.ask, self.P, role="P"), x, self.bound, self.normalise)
+
     @torch.no_grad()
     def pair(self, x: Tensor) -> Pair:
         """Step 2: pixels with their twins, each computed by itself (P in eval mode), before any swap."""
         self.P.eval()
-        with self.context.compute.autocast():
-            twins = perturb(self.P, x, self.bound, self.normalise)
+        twins = self.perturbed(x)
         return Pair(x, twins, self.context.answers(x), self.context.answers(twins))
 
     def swapped_pair(self, x: Tensor) -> Pair:

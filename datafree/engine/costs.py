@@ -1,0 +1,43 @@
+"""What a run spends besides time: images through each network, forward and backward, counted as they go.
+
+A pass is one image through a network, one way. The passes of the teacher, both ways, are what synthesis and
+distillation of different methods can be compared by, whatever the machine.
+"""
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+MADE = "images_made"
+
+
+class Costs:
+    """A tally that whoever knows the purpose takes away from time to time.
+
+    Names: ``<network>_forward`` and ``<network>_backward`` for teacher, student, generator and whatever else is run;
+    ``images_made``.
+    """
+
+    def __init__(self) -> None:
+        self.open: Counter[str] = Counter()
+
+    def count(self, role: str, network: nn.Module, x: Tensor) -> None:
+        """A forward pass of x (B, ...), and the backward pass that follows where anything in it wants a gradient."""
+        self.open[f"{role}_forward"] += len(x)
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in network.parameters())):
+            self.open[f"{role}_backward"] += len(x)
+
+    def made(self, images: int) -> None:
+        """Images that the student may learn from."""
+        self.open[MADE] += images
+
+    def take(self) -> dict[str, int]:
+        """What was counted since the last call, by name."""
+        counts, self.open = dict(self.open), Counter()
+        return counts
+
+
+def teacher_passes(counts: dict[str, int]) -> int:
+    """Images through the teacher, forward and backward, of what :meth:`Costs.take` gave."""
+    return counts.get("teacher_forward", 0) + counts.get("teacher_backward", 0)
