@@ -15,6 +15,7 @@ The loop itself is ``loop`` in datafree/api.py, which also does the same job fro
 """
 
 from argparse import Namespace
+from functools import partial
 
 import registry
 from datafree import api
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> None:
         loaded = load_classifier(teacher, values.teacher_path, given=takes["teacher"], key=values.teacher_weights)
     with initialising(values.seed, "student"):
         student = registry.classifier(values.student, spec, takes["student"], download=values.download)
-    job = api.prepare(values, spec, teacher, student, method, compute, path)
+    real = partial(spec.load, values.data_root, True, values.download)  # not read but by yardsticks
+    job = api.prepare(values, spec, teacher, student, method, compute, path, real)
     report = [*parser.grouped(values), *compute.about(), job.sizes(), f"writes to: {path}"]
     report += [*loaded.remarks, *job.remarks]
     if values.dry_run:
@@ -64,7 +66,7 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     """The flags that method and targets have, their values, and the method."""
     known = resume.beginning(argv)
     method = method_class(known.method, registry.METHODS)
-    configs = distillation_configs(method, known.method, chosen(known.hl, known.no_aea))
+    configs = distillation_configs(method, known.method, chosen(known.hl, known.no_aea, method.targets))
     others = flags_of_others(dict(registry.METHODS.items()), configs)
     parser = Parser("main.py", "Distil a student from a teacher without data.", configs, others)
     values = resume.arguments(parser, argv, registry.distillation_preset)

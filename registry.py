@@ -20,6 +20,7 @@ from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
+from datafree.methods.real_images import Kd, Scratch
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
 from datafree.models.names import (
@@ -40,6 +41,8 @@ from datafree.runs.folder import slug
 
 METHODS = Registry("method")
 METHODS.add("aeahl_rg", AeahlRg)
+METHODS.add("kd", Kd)
+METHODS.add("scratch", Scratch)
 
 MODELS = Registry("model")
 
@@ -248,6 +251,7 @@ PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     ("aeahl_rg", "imagenet", None, {"g_steps": 50, "synthesis_batch_size": 64}),
     *(("aeahl_rg", data, "vgg11", {"adv": 1.0}) for data in ("cifar10", "cifar100")),
     *(("aeahl_rg", data, "wrn40_2", {"adv": 1.1, "oh": 0.4}) for data in ("cifar10", "cifar100")),
+    *((yardstick, None, None, {"warmup": 0}) for yardstick in ("kd", "scratch")),
 ]
 
 

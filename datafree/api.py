@@ -11,7 +11,7 @@ import copy
 import json
 import math
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -188,6 +188,7 @@ def prepare(
     method: type[Method],
     compute: Compute,
     path: Path | None = None,
+    training_images: Callable[[], Images] | None = None,
 ) -> Job:
     """Networks, method, targets and pool, ready for :func:`loop`.
 
@@ -199,13 +200,14 @@ def prepare(
         method: the class behind ``values.method``.
         compute: device and precision.
         path: the run folder; where a run goes on, its saved state stands in for files that the method began with.
+        training_images: gives the real training set, to yardsticks that need it.
 
     Raises:
         UserError: for whatever does not fit together, before anything is written.
     """
     loaded = checksum(teacher)
     streams, length = Streams(values.seed, compute.device), LengthConfig.of(values)
-    targets = TARGETS[chosen(values.hl, values.no_aea)]
+    targets = TARGETS[chosen(values.hl, values.no_aea, method.targets)]
     told = {
         name: plain(getattr(values, name, None)) for name in ("method", "dataset", "teacher", "student", "tag", "seed")
     }
@@ -222,6 +224,7 @@ def prepare(
         streams=streams,
         augmentation=Augmentation(values.crop_padding, spec.flip),
         origin=told | {"mode": method.label(values)},
+        training_images=training_images or no_training_images,
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
     )
     learner = Student(context, Student.Config.of(values), length.steps)
@@ -233,6 +236,11 @@ def prepare(
         teachers = {"teacher": context.teacher, "teacher's copy": answering}
         compiling.compile({**teachers, "student": student, **busy, **aims.networks})
     return Job(values, length, context, maker, aims, learner, pool, compiling, loaded, [*remarks, *maker.remarks])
+
+
+def no_training_images() -> Images:
+    """Raises UserError."""
+    raise UserError("the method needs real training images", "give train=(images, labels), or choose another")
 
 
 def make_pool(values: Namespace, method: Method, targets: Targets, context: Context, length: LengthConfig) -> ImagePool:
@@ -301,6 +309,7 @@ def distil(
     std: Sequence[float],
     flip: bool = False,
     test: Images | tuple[Tensor, Tensor] | None = None,
+    train: Images | tuple[Tensor, Tensor] | None = None,
     method: type[Method] = AeahlRg,
     **flags: Any,
 ) -> Distilled:
@@ -314,6 +323,7 @@ def distil(
         mean, std: a value a channel, of images in [0, 1]: one channel or three.
         flip: whether a mirrored image keeps its class.
         test: real images to measure accuracy on: uint8 (N, C, H, W), with labels (N,).
+        train: likewise, for the yardsticks that are not data-free, ``kd`` and ``scratch``; others do not look at it.
         method: how images are made.
         **flags: of main.py, by name: epochs, kd_steps, seed, hl, run_root, tag, ...
 
@@ -321,7 +331,7 @@ def distil(
         UserError: for a flag that there is not, a value out of range, or whatever else does not fit.
     """
     values, configs = values_from(method, flags)
-    test = as_images(test, num_classes)
+    test, train = as_images(test, num_classes), as_images(train, num_classes)
     flip = flip and not values.no_flip
     spec = DatasetSpec("own", num_classes, pair(img_size), tuple(mean), tuple(std), flip, lambda *_: test)
     (teacher, lent), of_data = copied(teacher), format_of(spec)
@@ -338,7 +348,7 @@ def distil(
     path = values.run_root / run_name(values, method)
     if values.resume:
         check_same(values, path, configs, "datafree.distil")
-    job = prepare(values, spec, *classifiers, method, compute, path)
+    job = prepare(values, spec, *classifiers, method, compute, path, (lambda: train) if train is not None else None)
     config, remarks = described("datafree.distil", configs, values), [*compute.about(), job.sizes(), *job.remarks]
     try:
         run_job(job, path, test, config, remarks)
@@ -354,7 +364,7 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
     """Every flag of main.py with that method, from those given; and their configs. Raises UserError as distil does."""
     given = {"method": method.__name__, "teacher": "teacher", "student": "student", "dataset": "own"}
     given |= {name: value.item() if isinstance(value, np.generic) else value for name, value in flags.items()}
-    targets = chosen(given.get("hl", False), given.get("no_aea", False))
+    targets = chosen(given.get("hl", False), given.get("no_aea", False), method.targets)
     configs = distillation_configs(method, method.__name__, targets)
     unknown = sorted(given.keys() - {name for config in configs.values() for name in config.__dataclass_fields__})
     if unknown:
@@ -397,5 +407,5 @@ def as_images(test: Any, num_classes: int) -> Images | None:
 
 def run_name(values: Namespace, method: type[Method]) -> str:
     """Of the run's folder."""
-    label = method.label(values) + TARGETS[chosen(values.hl, values.no_aea)].suffix
+    label = method.label(values) + TARGETS[chosen(values.hl, values.no_aea, method.targets)].suffix
     return folder_name(label, values.dataset, values.teacher, values.student, values.tag)

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 import torch
-from conftest import CLASSES, CPU, MEAN, SIZE, STD, same_state, small_network, state_of
+from conftest import CLASSES, CPU, MEAN, SIZE, STD, same_state, small_network, state_of, user_error
 from test_aeahl_rg import context_of
 
 from datafree.api import distil
@@ -31,7 +31,10 @@ def taught(targets, **changes):
 def test_flags_choose_the_targets_and_the_name_of_the_folder():
     names = {(False, False): "soft", (True, True): "hard", (True, False): "attack"}
     assert {flags: chosen(*flags) for flags in names} == names
-    suffixes = {"soft": "", "hard": "-hl-noaea", "attack": "-hl"}
+    assert chosen(False, False, "labels") == "labels"
+    with user_error("--hl has no use here"):
+        chosen(True, False, "labels")
+    suffixes = {"soft": "", "hard": "-hl-noaea", "attack": "-hl", "labels": ""}
     assert {name: targets.suffix for name, targets in TARGETS.items()} == suffixes
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augmentation import Augmentation
-from ..data.specs import DatasetSpec
+from ..data.specs import DatasetSpec, Images
 from ..models.classifier import Classifier
 from .costs import Costs
 from .device import Compute
@@ -32,6 +32,7 @@ class Context:
         compute: device and precision.
         streams: random streams by purpose.
         augmentation: random crop and flip.
+        training_images: loads the real training set, for yardsticks alone. Raises UserError where there is none.
         origin: plain values that say where what is left comes from.
         saved: gives the method's state as it was saved, where this run goes on with one; else None. It is restored once
             all is built; what it says of shapes stands in for files that the method began with.
@@ -47,6 +48,7 @@ class Context:
     compute: Compute
     streams: Streams
     augmentation: Augmentation
+    training_images: Callable[[], Images] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     saved: Callable[[], Mapping[str, Any] | None] = lambda: None
     observers: list[Observer] = field(default_factory=list)

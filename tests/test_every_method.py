@@ -1,0 +1,143 @@
+"""What holds for every method of the registry: runs whole and interrupted, costs, targets, teachers of any kind."""
+
+import copy
+
+import pytest
+import torch
+from conftest import user_error
+from programs import OF_RESNET8, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
+from test_aeahl_rg import context_of
+
+import registry
+from datafree.api import distil
+from datafree.data.augmentation import Augmentation
+from datafree.methods.real_images import Kd, Scratch
+from scripts.kill_test import differences
+
+SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --precision fp32"
+OWN = {  # flags that make each small
+    "aeahl_rg": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4",
+    "kd": "--warmup 0",
+    "scratch": "--warmup 0",
+}
+NO_TEACHER = {"scratch"}  # does not ask it
+UNSEEN = {"kd"}  # shows the attack no images to learn from
+WITHOUT_BN = "timm:vit_tiny_patch16_224,img_size=32,patch_size=16,embed_dim=8,depth=1,num_heads=1"
+
+
+def line(name, *more):
+    return [*SMALL.split(), "--method", name, *OF_RESNET8, *OWN[name].split(), *more]
+
+
+def folder_in(root):
+    (folder,) = (path for path in root.iterdir() if path.is_dir())
+    return folder
+
+
+@pytest.fixture(scope="module", params=registry.METHODS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def whole(name, tmp_path_factory):
+    """The folder of a tiny run."""
+    root = tmp_path_factory.mktemp(name)
+    finished(line(name, "--run_root", root))
+    return folder_in(root)
+
+
+def test_every_method_has_a_row_here():
+    assert OWN.keys() == set(registry.METHODS)
+
+
+def test_a_run_records_its_terms_and_what_it_spent(whole, name):
+    rows, summary = rows_of(whole), json_of(whole / "summary.json")
+    warmup = 0 if "warmup 0" in OWN[name] else 1
+    assert len(rows) == 3 and all((row["loss_ce" if name in NO_TEACHER else "loss_kd"]) for row in rows[warmup:])
+    assert all(float(row["seconds_distillation"]) > 0 for row in rows[warmup:])
+    costs = summary["costs"]
+    learnt = 8 * 2 * (3 - warmup)
+    student = {"student_forward": learnt, "student_backward": learnt}
+    assert student.items() <= costs["distillation"].items()
+    spent = [costs.get(purpose, {}).get("teacher_forward", 0) for purpose in ("synthesis", "distillation")]
+    assert sum(spent) > 0 or name in NO_TEACHER
+    assert "teacher_backward" not in costs["distillation"] and "student_backward" not in costs["evaluation"]
+    made = sum(counts.get("images_made", 0) for counts in costs.values())
+    assert made == costs["synthesis"]["images_made"] if (whole / "pool.bin").exists() else made == learnt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", ["", "--ep_steps 4"])
+def test_interrupted_and_resumed_it_ends_bit_identical(name, rounds, tmp_path, at_epoch):  # noqa: F811
+    flags = line(name, *rounds.split())
+    finished([*flags, "--run_root", tmp_path / "whole"])
+    at_epoch(2)
+    assert run([*flags, "--run_root", tmp_path / "cut"])[0] == 143
+    cut = folder_in(tmp_path / "cut")
+    finished(["--resume", cut])
+    assert differences(folder_in(tmp_path / "whole"), cut) == []
+
+
+@pytest.mark.parametrize("hard", ["--hl", "--hl --no_aea"])
+def test_the_hard_loss_works_or_is_refused_in_one_line(name, hard, tmp_path):
+    flags = line(name, "--run_root", tmp_path, *hard.split(), *["--p_width", "2"] * (hard == "--hl"))
+    if name in NO_TEACHER:
+        assert "--hl has no use here" in error_of(line(name, *hard.split()))
+    elif name in UNSEEN and hard == "--hl":
+        assert "the method shows the attack no images to learn from" in error_of(flags)
+    else:
+        finished(flags)
+        assert rows_of(folder_in(tmp_path))[-1]["loss_hard"]
+
+
+@pytest.mark.slow
+def test_a_teacher_without_batchnorm_works_or_is_refused_in_one_line(name, tmp_path):
+    pytest.importorskip("timm")
+    teacher = tmp_path / "teacher.pth"
+    with torch.random.fork_rng(devices=[]):
+        spec = registry.DATASETS["digits"]
+        torch.save(registry.classifier(WITHOUT_BN, spec).state_dict(), teacher)
+    flags = [*SMALL.split(), "--method", name, "--teacher", WITHOUT_BN, "--teacher_path", teacher, *OWN[name].split()]
+    status, _, stderr = run([*flags, "--run_root", tmp_path / "run"])
+    assert status == 0 or (status == 2 and "BatchNorm" in stderr and stderr.count("\n") == 1), stderr
+
+
+# The yardsticks
+
+
+def test_a_pass_over_real_images_sees_each_once_with_its_label_and_the_next_in_another_order():
+    spec = registry.DATASETS["digits"]
+    context = context_of()
+    images = spec.load(None, True, False)
+    context.training_images = lambda: images
+    method = Kd(context, Kd.Config())
+    method.augmentation = Augmentation(0, False)
+    batches = list(method.batches(4, 32))  # of 64 images
+    orders = []
+    for part in (batches[:2], batches[2:]):
+        x, y = torch.cat([b.images for b in part]), torch.cat([b.columns["labels"] for b in part])
+        same = (x.unsqueeze(1) == images.images / 255).flatten(2).all(2)  # (seen, known)
+        orders.append(same.float().argmax(1))
+        assert same.sum(0).tolist() == same.sum(1).tolist() == [1] * 64
+        assert torch.equal(images.labels[orders[-1]], y)
+    assert not torch.equal(*orders) and method.synthesize(False) is None
+    assert method.sample(5).shape == (5, 3, 32, 32)
+
+
+def test_warm_up_makes_no_sense_without_synthesis():
+    assert "--warmup 2: kd synthesises nothing" in error_of(line("kd", "--warmup", "2"))
+
+
+def test_from_python_the_real_images_are_given_and_are_missed_where_they_are_not(tmp_path):
+    flags = {"num_classes": 3, "img_size": 8, "mean": (0.5,), "std": (0.5,), "epochs": 2, "warmup": 0, "kd_steps": 4}
+    images = torch.zeros(12, 1, 8, 8, dtype=torch.uint8)
+    labels = torch.arange(12) % 3
+    images[labels == 1] = 255
+    images[labels == 2, :, :4] = 255
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    given = {"train": (images, labels), "test": (images, labels), "batch_size": 12, "lr": 0.5, "crop_padding": 0}
+    found = distil(network, copy.deepcopy(network), method=Scratch, run_root=tmp_path / "a", **flags, **given)
+    assert found.results["accuracy_last"] == 100 and found.results["teacher_passes"] == 0
+    with user_error("the method needs real training images"):
+        distil(network, copy.deepcopy(network), method=Kd, run_root=tmp_path / "b", **flags)
