@@ -14,13 +14,15 @@ method.finish()                                             AEAHL-RG: g1 or g2, 
 The loop itself is ``loop`` in datafree/api.py, which also does the same job from Python.
 """
 
+import copy
+import time
 from argparse import Namespace
-from functools import partial
+from functools import cache, partial
 
 import registry
 from datafree import api
 from datafree.cli import resume
-from datafree.cli.flags import distillation_configs, flags_of_others
+from datafree.cli.flags import LengthConfig, distillation_configs, flags_of_others
 from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.data.specs import test_images
@@ -32,10 +34,12 @@ from datafree.methods.base import Method
 from datafree.methods.loading import method_class
 from datafree.models.loading import Loaded, load_classifier
 from datafree.models.names import given_format
+from datafree.runs.budget import plan_by_budget
 from datafree.targets import chosen
 
 
 def main(argv: list[str]) -> None:
+    began = time.perf_counter()
     check_alone()
     parser, values, method = command_line(argv)
     spec, compute = registry.dataset_spec(values), device.choose(values.device, values.precision)
@@ -52,13 +56,21 @@ def main(argv: list[str]) -> None:
     with initialising(values.seed, "student"):
         student = registry.classifier(values.student, spec, takes["student"], download=values.download)
     real = partial(spec.load, values.data_root, True, values.download)  # not read but by yardsticks
+    test = cache(lambda: test_images(spec, values.data_root, values.download))
+
+    def trial(values: Namespace) -> api.Job:
+        networks = map(copy.deepcopy, (teacher, student))
+        return api.prepare(values, spec, *networks, method, compute, training_images=real)
+
+    length = LengthConfig.of(values)
+    plan = plan_by_budget(values, length, trial, lambda: test()[0], path, began)
     job = api.prepare(values, spec, teacher, student, method, compute, path, real)
     report = [*parser.grouped(values), *compute.about(), job.sizes(), f"writes to: {path}"]
-    report += [*loaded.remarks, *job.remarks]
+    report += [*loaded.remarks, *job.remarks, *plan]
     if values.dry_run:
         print("\n".join(report))
         return
-    images, remark = test_images(spec, values.data_root, values.download)
+    images, remark = test()
     api.run_job(job, path, images, parser.config(values), [*report, *remark])
 
 

@@ -10,6 +10,7 @@ targets (datafree/targets/), and everything else is bookkeeping (datafree/runs/)
 import copy
 import json
 import math
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .cli.flags import LengthConfig, distillation_configs
-from .cli.resume import TEACHER_CHECKSUM, check_same, check_teacher
+from .cli.resume import TEACHER_CHECKSUM, check_same, check_teacher, keep_plan
 from .configuration import Config, described, plain, resolve
 from .data.augmentation import Augmentation, to_levels
 from .data.batch import Batch
@@ -38,13 +39,14 @@ from .engine.evaluation import Evaluation, Score, near_chance
 from .engine.frozen import folded, frozen
 from .engine.probe import fitted
 from .engine.randomness import Streams
-from .engine.student import Student
+from .engine.student import Source, Student
 from .errors import UserError
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
 from .models.checksum import checksum
 from .models.classifier import Classifier
 from .models.names import classifier_of, format_of, given_format
+from .runs.budget import plan_by_budget
 from .runs.folder import OWN_FILES, folder_name
 from .runs.run import Run, opened
 from .runs.snapshot import saved_part
@@ -53,6 +55,20 @@ from .targets import TARGETS, Targets, chosen
 OF_MAIN = {"dry_run", "teacher_path", "teacher_weights", "data_root", "download", "workers"}  # flags without a use here
 FRESH_IMAGES = 512  # judge agreement where there is no test set; chosen by us
 PICTURES = 20  # times a run that synthetic images are shown; chosen by us
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Batches of a method without a pool, counted."""
+
+    method: Method
+    costs: Costs
+
+    def batches(self, count: int, size: int) -> Iterator[Batch]:
+        """As the method gives them."""
+        for batch in self.method.batches(count, size):
+            self.costs.made(len(batch))
+            yield batch
 
 
 @dataclass
@@ -71,6 +87,11 @@ class Job:
     remarks: list[str]  # for the log, from the look ahead
 
     @property
+    def source(self) -> Source:
+        """Where the student's batches come from: the pool, or the method itself."""
+        return self.pool if self.method.pooled else Fresh(self.method, self.context.costs)
+
+    @property
     def networks(self) -> dict[str, nn.Module]:
         """What is trained, by name."""
         return {"student": self.student.classifier, **self.method.networks, **self.targets.networks}
@@ -81,6 +102,14 @@ class Job:
         own = {"method": self.method, "targets": self.targets, "student": self.student}
         return own | {"streams": self.context.streams}
 
+    def score(self, evaluation: Evaluation) -> Score:
+        """Of the student as it is."""
+        fresh = None
+        if evaluation.images is None:  # images that the student has not been trained on
+            x = self.method.sample(FRESH_IMAGES, "evaluation")
+            fresh = TensorImages(to_levels(x), x.new_zeros(len(x)).long())
+        return evaluation.score(self.student.classifier, fresh)
+
     def sizes(self) -> str:
         """One line on how large things are."""
         networks = {"teacher": self.context.teacher, **self.networks}
@@ -88,20 +117,6 @@ class Job:
         rounds = self.length.epochs * len(self.length.rounds)
         pool = f"pool {self.pool.placement}" if self.pool is not None else "no pool"
         return f"parameters: {', '.join(counts)}; rounds: {rounds}; {pool}{self.compiling}"
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """Batches of a method without a pool, counted."""
-
-    method: Method
-    costs: Costs
-
-    def batches(self, count: int, size: int) -> Iterator[Batch]:
-        """As the method gives them."""
-        for batch in self.method.batches(count, size):
-            self.costs.made(len(batch))
-            yield batch
 
 
 def loop(job: Job, run: Run, evaluation: Evaluation) -> None:
@@ -117,7 +132,7 @@ def loop(job: Job, run: Run, evaluation: Evaluation) -> None:
                 costs.made(len(batch))
             run.lap("synthesis", costs.take())
             if not warmup:
-                student.learn(pool if method.pooled else Fresh(method, costs), targets, kd_steps)
+                student.learn(job.source, targets, kd_steps)
             run.lap("distillation", costs.take())
         take_stock(job, run, evaluation, epoch, batch)
         run.save()
@@ -141,11 +156,7 @@ def take_stock(job: Job, run: Run, evaluation: Evaluation, epoch: int, batch: Ba
 
 def evaluate(job: Job, run: Run, evaluation: Evaluation, epoch: int) -> dict[str, float | None]:
     """Accuracy and agreement of the student as it is."""
-    fresh = None
-    if evaluation.images is None:  # images that the student has not been trained on
-        x = job.method.sample(FRESH_IMAGES, "evaluation")
-        fresh = TensorImages(to_levels(x), x.new_zeros(len(x)).long())
-    score = evaluation.score(job.student.classifier, fresh)
+    score = job.score(evaluation)
     about = {"arch": job.values.student, "dataset": job.context.spec.name, "epoch": epoch}
     about |= {"num_classes": job.context.spec.num_classes, "input_format": job.student.classifier.input_format}
     run.scored(score, about | {"state_dict": job.student.classifier.state_dict()})
@@ -177,7 +188,17 @@ def leave(job: Job, run: Run, evaluation: Evaluation) -> None:
     about = {"accuracy_teacher": evaluation.accuracy_teacher, "confidence_teacher": evaluation.confidence_teacher}
     about |= {"agreement": run.progress.score.agreement}
     about |= {"rounds": job.length.epochs * len(job.length.rounds), "images": 0 if job.pool is None else len(job.pool)}
-    run.finish(about | left.summary)
+    run.finish(about | left.summary | spent_of_budget(job, run))
+
+
+def spent_of_budget(job: Job, run: Run) -> dict[str, float]:
+    """Budget and what was spent of it, said in the log; nothing where there was none."""
+    if job.length.budget is None:
+        return {}
+    amount, unit = job.length.budget
+    spent = run.folder.seconds() + run.progress.planning_seconds if unit == "s" else run.progress.teacher_passes
+    run.folder.log(f"budget {amount:,.10g} {unit}: spent {spent:,.0f}, {100 * spent / amount:.1f} %")
+    return {"budget": amount, "budget_spent": spent}
 
 
 def prepare(
@@ -277,6 +298,8 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
     with opened(path, job.values, config, remarks, job.parts, compute, job.pool) as run:
         if run is not None:
             job.compiling.say = run.folder.log
+            if run.progress.epoch == 0:
+                run.progress.planning_seconds = getattr(job.values, "planning_seconds", 0.0)
             evaluation = Evaluation(job.context.teacher, images, compute)
             for line in evaluation.about_teacher():
                 run.folder.log(line)
@@ -330,6 +353,7 @@ def distil(
     Raises:
         UserError: for a flag that there is not, a value out of range, or whatever else does not fit.
     """
+    began = time.perf_counter()
     values, configs = values_from(method, flags)
     test, train = as_images(test, num_classes), as_images(train, num_classes)
     flip = flip and not values.no_flip
@@ -346,10 +370,21 @@ def distil(
     compute = device.choose(values.device, values.precision)
     values.precision = compute.precision
     path = values.run_root / run_name(values, method)
+    real = (lambda: train) if train is not None else None
+
+    def trial(values: Namespace) -> Job:
+        networks = map(copy.deepcopy, classifiers)
+        return prepare(values, spec, *networks, method, compute, training_images=real)
+
     if values.resume:
+        keep_plan(values, path, "datafree.distil")
         check_same(values, path, configs, "datafree.distil")
-    job = prepare(values, spec, *classifiers, method, compute, path, (lambda: train) if train is not None else None)
-    config, remarks = described("datafree.distil", configs, values), [*compute.about(), job.sizes(), *job.remarks]
+    plan = plan_by_budget(values, LengthConfig.of(values), trial, lambda: test, path, began)
+    job = prepare(values, spec, *classifiers, method, compute, path, real)
+    config, remarks = (
+        described("datafree.distil", configs, values),
+        [*compute.about(), job.sizes(), *job.remarks, *plan],
+    )
     try:
         run_job(job, path, test, config, remarks)
     finally:

@@ -9,6 +9,7 @@ from ..configuration import Config, knob
 from ..engine.student import Student
 from ..errors import UserError
 from ..methods.base import Method
+from ..runs.budget import BudgetConfig
 from ..runs.run import SavingConfig
 from ..targets import TARGETS
 
@@ -112,7 +113,7 @@ class TaskConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class LengthConfig(Config):
+class LengthConfig(BudgetConfig):
     """How long a run is, and how it is divided."""
 
     epochs: int = knob(420, "length of the run, warm-up included", low=1, unit="N", names=("epoch",))
@@ -122,6 +123,7 @@ class LengthConfig(Config):
     eval_every: int = knob(1, "how often the student is evaluated; the last epoch always is", low=1, unit="EPOCHS")
 
     def check(self) -> None:
+        super().check()
         if self.ep_steps is not None and self.ep_steps < self.kd_steps:
             what = f"--ep_steps {self.ep_steps} is less than --kd_steps {self.kd_steps}"
             raise UserError(what, "an epoch holds a round or more: lower --kd_steps")

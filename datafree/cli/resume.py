@@ -64,8 +64,17 @@ def run_path(parser: Parser, values: argparse.Namespace, name: str) -> Path:
     """Where the run is or will be. Raises UserError where a run to be resumed was started with other arguments."""
     path = values.resume if isinstance(values.resume, Path) else values.run_root / name
     if values.resume:
+        keep_plan(values, path, parser.prog)
         check_same(values, path, parser.configs, parser.prog)
     return path
+
+
+def keep_plan(values: argparse.Namespace, path: Path, program: str) -> None:
+    """A run whose length was planned by a budget goes on with that plan."""
+    budget = getattr(values, "budget_seconds", None) or getattr(values, "budget_teacher_passes", None)
+    if budget and os.path.exists(path / "config.json"):
+        config = read_config(path, program)
+        values.epochs, values.warmup = config["epochs"], config["warmup"]
 
 
 def check_same(values: argparse.Namespace, path: Path, configs: Mapping[str, type[Config]], program: str) -> None:

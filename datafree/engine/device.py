@@ -145,6 +145,12 @@ def _cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
+def synchronise(device: torch.device) -> None:
+    """Waits for what a GPU has been given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Forgets the peak so far, where the system allows it (a GPU; Linux)."""
     if device.type == "cuda":

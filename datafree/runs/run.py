@@ -62,6 +62,7 @@ class Progress:
         seconds: spent so far, by purpose.
         costs: passes through networks so far, by purpose and name; see ``engine.costs``.
         seconds_total: spent by all processes so far.
+        planning_seconds: spent on a plan before the run began.
     """
 
     epoch: int = 0
@@ -71,6 +72,7 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)
     costs: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds_total: float = 0.0
+    planning_seconds: float = 0.0
 
     @property
     def teacher_passes(self) -> int:

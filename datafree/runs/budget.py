@@ -1,0 +1,187 @@
+"""How many epochs a budget buys: the parts of an epoch are tried on copies, before the run begins.
+
+an epoch of warm-up    rounds * synthesis
+an epoch               rounds * synthesis + steps * distillation, and now and then an evaluation
+the plan               the most epochs within the budget, the share of warm-up as it was
+"""
+
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..configuration import Config, knob
+from ..data.specs import Images
+from ..engine.costs import Costs, teacher_passes
+from ..engine.device import Compute, choose, synchronise
+from ..engine.evaluation import Evaluation
+from ..errors import UserError
+
+SHARE = 0.01  # of the seconds, over which each part is timed; chosen by us
+LARGEST = 2**20  # epochs
+
+
+@dataclass(frozen=True)
+class BudgetConfig(Config):
+    """What a run may cost; it then plans its epochs itself."""
+
+    budget_seconds: float | None = knob(
+        None, "plans --epochs so that the run takes so long, evaluation and saving included", above=0, unit="S"
+    )
+    budget_teacher_passes: float | None = knob(
+        None, "plans --epochs for so many images through the teacher, forward and backward", above=0, unit="N"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.budget_seconds and self.budget_teacher_passes:
+            raise UserError("--budget_seconds and --budget_teacher_passes exclude each other", "leave one out")
+
+    @property
+    def budget(self) -> tuple[float, str] | None:
+        """How much, and of what."""
+        if self.budget_seconds:
+            return self.budget_seconds, "s"
+        return (self.budget_teacher_passes, "teacher passes") if self.budget_teacher_passes else None
+
+
+class Length(Protocol):
+    """See ``cli.flags.LengthConfig``."""
+
+    epochs: int
+    warmup: int
+    eval_every: int
+    rounds: list[int]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Of a round's synthesis in warm-up and later, of a distillation step, an evaluation, and of what comes once."""
+
+    warmup: float
+    synthesis: float
+    step: float
+    evaluation: float = 0.0
+    once: float = 0.0
+
+    def of(self, length: Length, epochs: int, warmup: int) -> float:
+        """A run of so many epochs, warm-up among them."""
+        rounds, learning = len(length.rounds), epochs - warmup
+        evaluations = sum(epoch % length.eval_every == 0 or epoch == epochs for epoch in range(warmup + 1, epochs + 1))
+        an_epoch = rounds * self.synthesis + sum(length.rounds) * self.step
+        return self.once + warmup * rounds * self.warmup + learning * an_epoch + evaluations * self.evaluation
+
+
+def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[int, int]:
+    """Epochs, and how many of them are warm-up.
+
+    Raises:
+        UserError: where not even one epoch of distillation is within the budget.
+    """
+
+    def within(epochs: int) -> bool:
+        return prices.of(length, epochs, warm(epochs)) <= budget
+
+    def warm(epochs: int) -> int:
+        return min(round(length.warmup / length.epochs * epochs), epochs - 1)
+
+    if not within(1):
+        what = f"the budget of {budget:g} {unit} is less than one epoch takes, {prices.of(length, 1, 0):.3g}"
+        raise UserError(what, "raise it, or make epochs shorter: --ep_steps, --kd_steps, --synthesis_batch_size")
+    low, high = 1, 2
+    while within(high) and high < LARGEST:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if within(middle) else (low, middle)
+    return low, warm(low)
+
+
+class Trial:
+    """Times a stretch of work, and counts its teacher passes, again and again until that says something.
+
+    Args:
+        costs: where passes are counted.
+        compute: its device is waited for.
+        enough: seconds; what takes longer is done once.
+    """
+
+    def __init__(self, costs: Costs, compute: Compute, enough: float):
+        self.costs, self.compute, self.enough = costs, compute, enough
+
+    def __call__(self, work: Callable[[], Any], unmeasured: int = 1) -> tuple[float, float]:
+        """Seconds and teacher passes of one call; not of the first ones, which are slower, unless they take long."""
+        seconds, passes = [], []
+        while not seconds or sum(seconds) < self.enough:
+            synchronise(self.compute.device)
+            self.costs.take()
+            began = time.perf_counter()
+            work()
+            synchronise(self.compute.device)
+            took = time.perf_counter() - began
+            if unmeasured == 0 or took > self.enough:
+                seconds.append(took)
+                passes.append(teacher_passes(self.costs.take()))
+            unmeasured = max(0, unmeasured - 1)
+        return sum(seconds) / len(seconds), sum(passes) / len(passes)
+
+
+def plan_by_budget(
+    values: Namespace,
+    length: BudgetConfig,
+    make: Callable[[Namespace], Any],
+    test: Callable[[], Images | None],
+    path: Path,
+    began: float,
+) -> list[str]:
+    """Sets ``epochs`` and ``warmup`` to what the budget buys; gives a line for the log. Does nothing without a budget.
+
+    Args:
+        values: every flag; changed.
+        length: what they say of it, a LengthConfig.
+        make: gives an ``api.Job`` on copies of the networks.
+        test: loads the test set.
+        path: of the run; one that goes on has its plan.
+        began: when the program did, by ``time.perf_counter``; what has passed since is of the budget, too.
+
+    Raises:
+        UserError: where the budget buys not even one epoch.
+    """
+    if length.budget is None or (values.resume and os.path.exists(path / "config.json")):
+        return []
+    (amount, unit), compute = length.budget, choose(values.device, values.precision)
+    with torch.random.fork_rng([compute.device] if compute.device.type == "cuda" else []):
+        job = make(Namespace(**{**vars(values), "epochs": values.warmup + 1, "resume": None}))
+        tried = prices(job, test(), SHARE * amount if unit == "s" else 0.0)
+    values.planning_seconds = time.perf_counter() - began
+    left = amount - values.planning_seconds if unit == "s" else amount
+    values.epochs, values.warmup = planned(left, unit, Prices(*(price[unit != "s"] for price in tried)), length)
+    took = f"{values.planning_seconds:.1f} s before it began"
+    return [f"budget {amount:,.10g} {unit}: {values.epochs} epochs, {values.warmup} of them warm-up, after {took}"]
+
+
+def prices(job: Any, images: Images | None, enough: float) -> list[tuple[float, float]]:
+    """Seconds and teacher passes of what ``Prices`` lists, found by trying it."""
+    method, pool, costs = job.method, job.pool, job.context.costs
+    trial = Trial(costs, job.context.compute, enough)
+
+    def synthesize(warmup: bool) -> None:
+        batch = method.synthesize(warmup)
+        if batch is not None and pool is not None:
+            pool.clear()
+            pool.add(job.targets.prepare(batch))
+
+    evaluation: list[Evaluation] = []
+    began = trial(lambda: evaluation.append(Evaluation(job.context.teacher, images, job.context.compute)), 0)
+    warmup = trial(lambda: synthesize(True)) if job.length.warmup else (0.0, 0.0)
+    later = trial(lambda: synthesize(False))
+    count = max(job.length.rounds)
+    step = tuple(each / count for each in trial(lambda: job.student.learn(job.source, job.targets, count)))
+    scored = trial(lambda: job.score(evaluation[0]))
+    ended = trial(method.finish, 0)
+    return [warmup, later, step, (scored[0], 0.0), (began[0] + ended[0], ended[1])]

@@ -1,0 +1,102 @@
+"""Plans by a budget: against counting by hand, without a trace in the run, kept by a resumption."""
+
+from types import SimpleNamespace
+
+import pytest
+from conftest import CPU, user_error
+from programs import FOLDER, OF_RESNET8, QUICK, at_epoch, error_of, few_digits, finished, json_of, run  # noqa: F401
+
+from datafree.engine.costs import Costs
+from datafree.engine.device import Compute
+from datafree.runs import budget
+from datafree.runs.budget import Prices, Trial, planned
+from scripts.kill_test import differences
+
+PRICES = Prices(warmup=2, synthesis=3, step=0.5, evaluation=7, once=11)
+LENGTH = SimpleNamespace(epochs=40, warmup=4, eval_every=3, rounds=[4, 4, 2])  # a tenth is warm-up
+A_ROUND = 4 * 8 + 2 * 8  # teacher passes of QUICK: two iterations, both ways, and two steps
+WARMUP, FINISH = 4 * 8, 2 * 4 * 8 + 2
+
+
+def by_hand(epochs, warmup):
+    total = 11
+    for epoch in range(1, epochs + 1):
+        total += 3 * 2 if epoch <= warmup else 3 * 3 + 10 * 0.5
+        total += 7 if epoch > warmup and (epoch % 3 == 0 or epoch == epochs) else 0
+    return total
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (2, 1), (20, 2), (21, 2), (6, 5)])
+def test_a_run_costs_the_sum_of_its_parts(epochs, warmup):
+    assert PRICES.of(LENGTH, epochs, warmup) == by_hand(epochs, warmup)
+
+
+@pytest.mark.parametrize("amount", [32, 33, 100, 1000, 12345.6])
+def test_the_plan_is_the_longest_run_within_the_budget(amount):
+    epochs, warmup = planned(amount, "s", PRICES, LENGTH)
+    assert warmup == min(round(epochs / 10), epochs - 1)
+    assert by_hand(epochs, warmup) <= amount < by_hand(epochs + 1, round((epochs + 1) / 10))
+
+
+def test_a_budget_of_less_than_an_epoch_is_refused():
+    with user_error("the budget of 31 s is less than one epoch takes, 32"):
+        planned(31, "s", PRICES, LENGTH)
+
+
+def test_a_part_is_tried_until_it_says_something_and_not_in_its_first_call(monkeypatch):
+    now, costs, calls = [0.0], Costs(), []
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+
+    def work():
+        calls.append(1)
+        now[0] += 0.9 if len(calls) == 1 else 0.3
+        costs.open["teacher_forward"] += 5
+
+    assert Trial(costs, Compute(CPU, False, ""), 1.0)(work) == pytest.approx((0.3, 5)) and len(calls) == 5
+    calls.clear()
+    assert Trial(costs, Compute(CPU, False, ""), 0.5)(work) == pytest.approx((0.9, 5)) and len(calls) == 1
+    assert Trial(costs, Compute(CPU, False, ""), 0.0)(work, 0) == pytest.approx((0.3, 5)) and len(calls) == 2
+
+
+SHORT = ["--kd_steps", "2", "--batch_size", "8", "--precision", "fp32", *OF_RESNET8]
+PLANS = {  # flags, epochs and warm-up before; epochs and warm-up planned, passes until then, passes of an epoch more
+    "aeahl_rg": (QUICK[4:], 3, 1, 6, 2, 2 * WARMUP + 4 * A_ROUND + FINISH, A_ROUND),
+    "kd": ([*SHORT, "--method", "kd"], 3, 0, 6, 0, 6 * 16, 16),
+}
+
+
+@pytest.mark.parametrize("method", PLANS)
+def test_a_plan_by_teacher_passes_is_kept_to_the_pass_and_leaves_no_trace_in_the_run(method, tmp_path):
+    flags, *before, epochs, warmup, spent, more = PLANS[method]
+    amount, paths = spent + more - 1, []
+    for name, (count, first), planning in (
+        ("planned", before, ["--budget_teacher_passes", amount]),
+        ("told", (epochs, warmup), []),
+    ):
+        said = finished([*flags, "--epochs", count, "--warmup", first, *planning, "--run_root", tmp_path / name])
+        paths += (tmp_path / name).iterdir()
+        assert (f"budget {amount} teacher passes: {epochs} epochs, {warmup} of" in said) is bool(planning)
+        assert (f"spent {spent}," in said) is bool(planning)
+    summary = json_of(paths[0] / "summary.json")
+    assert (summary["epochs"], summary["budget"], summary["budget_spent"]) == (epochs, amount, spent)
+    assert all("budget" in line or "planning_seconds" in line for line in differences(*paths))
+
+
+def test_a_plan_by_seconds_says_how_near_it_came_and_a_resumption_keeps_it(tmp_path, at_epoch):  # noqa: F811
+    flags = [*QUICK, "--budget_seconds", "5", "--run_root", tmp_path]
+    at_epoch(2)
+    assert run(flags)[0] == 143
+    before = json_of(tmp_path / FOLDER / "config.json")
+    assert before["epochs"] > 3 and before["warmup"] == round(before["epochs"] / 3)
+    finished([*flags, "--resume"])
+    summary = json_of(tmp_path / FOLDER / "summary.json")
+    assert summary["epochs"] == before["epochs"] and summary["budget"] == 5
+    planning = before["planning_seconds"]
+    assert summary["budget_spent"] == pytest.approx(summary["seconds_total"] + planning, abs=0.5)
+    assert f"spent {summary['budget_spent']:,.0f}," in (tmp_path / FOLDER / "log.txt").read_text()
+
+
+def test_contradicting_and_hopeless_budgets_are_refused():
+    both = [*QUICK, "--budget_seconds", "5", "--budget_teacher_passes", "5"]
+    assert "exclude each other" in error_of(both)
+    assert "is less than one epoch takes" in error_of([*QUICK, "--budget_teacher_passes", "5"])
