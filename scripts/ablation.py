@@ -61,25 +61,32 @@ def split(settings: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def run_all(planned: dict[tuple[str, int], str], args: object, groups: Groups) -> None:
+def run_all(
+    planned: dict[tuple[str, int], str], args: object, groups: Groups, keep_going: bool = False
+) -> dict[tuple[str, int], str]:
     """Runs what is planned, ``args.jobs`` at a time, in order; each run is in ``groups`` as it ends.
 
+    Returns:
+        With ``keep_going`` what failed, and what it said.
+
     Raises:
-        UserError: for the first run that failed, once those under way have ended.
+        UserError: else for the first run that failed, once those under way have ended.
     """
     labels, jobs = {}, []
     for (label, seed), flags in planned.items():
         tag = f"{args.name}-{slug(label)}-s{seed}"
         line = [*shlex.split(flags), "--seed", str(seed), "--tag", tag, "--run_root", str(args.run_root)]
-        labels[tag] = label
+        labels[tag] = label, seed
         jobs.append(Job(tag, line, folder_of(line)))
 
     def finished(job: Job, folder: Path) -> None:
         print(f"done: {folder}", flush=True)
-        groups[labels[job.name]].append(read_run(folder))
+        groups[labels[job.name][0]].append(read_run(folder))
 
-    for failure in run_queue(jobs, ROOT / "main.py", [{}] * args.jobs, finished).values():
+    failed = run_queue(jobs, ROOT / "main.py", [{}] * args.jobs, finished, keep_going=keep_going)
+    for failure in failed.values() if not keep_going else ():
         raise UserError(failure, "mend it and call this script again; it goes on from here")
+    return {labels[name]: failure for name, failure in failed.items()}
 
 
 def slug(label: str) -> str:

@@ -43,6 +43,11 @@ def test_a_budget_of_less_than_an_epoch_is_refused():
         planned(31, "s", PRICES, LENGTH)
 
 
+def test_a_budget_of_what_a_run_does_not_need_is_refused():
+    with user_error("an epoch takes no teacher passes"):
+        planned(31, "teacher passes", Prices(0, 0, 0, 0, 5), LENGTH)
+
+
 def test_a_part_is_tried_until_it_says_something_and_not_in_its_first_call(monkeypatch):
     now, costs, calls = [0.0], Costs(), []
     monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])

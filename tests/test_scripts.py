@@ -4,9 +4,10 @@ import json
 import shutil
 import signal
 
+import pandas as pd
 import pytest
 from conftest import ROOT, user_error
-from programs import script
+from programs import OF_RESNET8, script
 from test_reproduce import ran  # noqa: F401 (a fixture: runs in this process)
 
 import main
@@ -69,7 +70,7 @@ def test_ablation_runs_each_setting_and_seed_once_and_says_where_each_number_is_
 def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatch, capsys):
     ablation = script("ablation")
 
-    def one_then_a_signal(jobs, *where):
+    def one_then_a_signal(jobs, *where, keep_going):
         where[-1](jobs[0], run)
         raise Stopped(signal.SIGINT, "stopped")
 
@@ -78,6 +79,41 @@ def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatc
         ablation.main(["--name", "n", "--seeds", "0", "1", "--run_root", str(tmp_path), "a: --mode anew"])
     printed = capsys.readouterr().out
     assert "finished so far" in printed and "| a | 1 |" in printed and str(run) in printed
+
+
+@pytest.mark.usefixtures("ran")
+@pytest.mark.slow
+def test_methods_are_compared_at_one_budget_with_a_table_a_file_of_numbers_and_a_plot(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    small = "--kd_steps 2 --batch_size 8 --precision fp32"
+    task = ["--teacher", "resnet8", "--teacher_path", OF_RESNET8[3], "--run_root", str(tmp_path), "--seeds", "0", "1"]
+    own = "anew: --synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4"
+    line = ["--methods", own, "scratch", "bad: --method kd --warmup 3", *task, f"--flags={small}"]
+    compare = script("compare_methods")
+    compare.main([*line, "--budget_teacher_passes", "2000", "--name", "tiny"])
+    text, numbers = (tmp_path / "tiny.md").read_text(), pd.read_csv(tmp_path / "tiny.csv")
+    assert "resnet8 > resnet8 on digits, 2,000 teacher passes a run" in text
+    assert (
+        "an epoch takes no teacher passes" in text
+        and "- bad, seed 1: failed:" in text
+        and "--warmup 3: kd synthesises nothing" in text
+    )
+    assert [*numbers.method] == ["anew", "anew"] and [*numbers.seed] == [0, 1] and all(numbers.teacher_passes <= 2000)
+    assert all(numbers.teacher_passes > 1500) and all(numbers.images_made > 0)
+    assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert "| anew | 2 |" in text and "| bad | 0 |" in text
+
+
+def test_accuracy_is_drawn_over_what_was_spent_by_then(run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: drawn.append(figure))
+    plots.draw_costs({"a": [read_run(run)]}, None)
+    metrics, (seconds, passes) = read_run(run).metrics, drawn[0].axes
+    x, y = passes.get_lines()[0].get_data()
+    known = metrics.dropna(subset="accuracy")
+    assert x[-1] == metrics.teacher_passes.sum() and x[0] == metrics.teacher_passes[: known.index[0] + 1].sum()
+    assert (y[0], y[-1]) == (known.accuracy.iloc[0], known.accuracy.iloc[-1])
+    assert seconds.get_lines()[0].get_xdata()[-1] == pytest.approx(metrics.filter(regex="^seconds_").sum().sum())
 
 
 def test_settings_need_a_colon_and_labels_of_their_own():

@@ -5,6 +5,7 @@ from itertools import cycle
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ matplotlib.rcParams["text.parse_math"] = False  # a dollar sign in the name of a
 
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#000000", "-."), ("#CC79A7", (0, (5, 1, 1, 1))))
 MARKERS = "os^Dvx"
+COSTS = {"^seconds_": "seconds, evaluation included", "^teacher_passes$": "teacher passes"}  # columns of metrics.csv
 
 
 def save(figure: Figure, path: Path, dpi: int = 120) -> None:
@@ -94,6 +96,32 @@ def draw_groups(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None
     draw_accuracy_and_loss(groups, accuracy, loss)
     accuracy.set_ylabel("student's accuracy (%), mean and range")
     save(figure, path)
+
+
+def draw_costs(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None:
+    """Accuracy over seconds and over teacher passes, a line a group: the mean over its runs, their range behind it."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    for axes, (cost, over) in zip(panels, COSTS.items(), strict=True):
+        for (label, runs), (colour, style), marker in zip(groups.items(), cycle(STYLES), cycle(MARKERS), strict=False):
+            curves = [curve for run in runs if len(curve := _accuracy_over(run, cost)) > 0]
+            if not curves:
+                continue
+            ends = [(curve.index[0], curve.index[-1]) for curve in curves]
+            grid = np.linspace(max(start for start, _ in ends), min(end for _, end in ends), 100)
+            values = np.stack([np.interp(grid, curve.index, curve) for curve in curves])
+            axes.plot(grid, values.mean(0), color=colour, linestyle=style, marker=marker, markevery=11, label=label)
+            axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+        label_axes(axes, "student's accuracy (%), mean and range" if axes is panels[0] else "", over)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
+    save(figure, path)
+
+
+def _accuracy_over(run: FinishedRun, cost: str) -> pd.Series:
+    """Accuracy (%) by what had been spent by then; empty where nothing was, or nothing was evaluated."""
+    spent = run.metrics.filter(regex=cost).sum(axis=1).cumsum()
+    known = run.metrics.get("accuracy", pd.Series(dtype=float)).dropna()
+    return pd.Series(known.to_numpy(), spent[known.index]) if spent.max() > 0 else pd.Series(dtype=float)
 
 
 def draw_points(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None:

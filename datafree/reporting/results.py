@@ -21,6 +21,7 @@ CELL = [*TASK, "method", "setting"]
 COLUMNS = [*CELL, "label", "seed", "run", "complete"]
 # What two runs of a cell may differ in: the seed, where files are, the machine.
 _FREE = "seed tag output program environment groups defaults format resume overwrite dry_run device data_root run_root "
+PLANNED = {"epochs", "warmup", "planning_seconds"}  # where there is a budget, which they follow from
 NOT_SETTINGS = set((_FREE + "download workers teacher_checksum").split())
 
 
@@ -70,6 +71,8 @@ def task_name(dataset: str, teacher: str, student: str) -> str:
 def settings(run: FinishedRun) -> dict[str, Any]:
     """What must be equal for two runs to be averaged; of a user's file its name, of reused files where from."""
     kept = {"method": "aeahl_rg"} | {name: value for name, value in run.config.items() if name not in NOT_SETTINGS}
+    if run.config.get("budget_seconds") or run.config.get("budget_teacher_passes"):
+        kept = {name: value for name, value in kept.items() if name not in PLANNED}
     for name, value in kept.items():
         if (value and name == "teacher_path") or (isinstance(value, str) and ".py:" in value):
             kept[name] = Path(value).name

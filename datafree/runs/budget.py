@@ -81,7 +81,7 @@ def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[i
     """Epochs, and how many of them are warm-up.
 
     Raises:
-        UserError: where not even one epoch of distillation is within the budget.
+        UserError: where not even one epoch of distillation is within the budget, or an epoch costs nothing of it.
     """
 
     def within(epochs: int) -> bool:
@@ -90,6 +90,8 @@ def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[i
     def warm(epochs: int) -> int:
         return min(round(length.warmup / length.epochs * epochs), epochs - 1)
 
+    if prices.of(length, 1, 0) == prices.once:
+        raise UserError(f"an epoch takes no {unit}: the budget sets no end to it", "give --budget_seconds or --epochs")
     if not within(1):
         what = f"the budget of {budget:g} {unit} is less than one epoch takes, {prices.of(length, 1, 0):.3g}"
         raise UserError(what, "raise it, or make epochs shorter: --ep_steps, --kd_steps, --synthesis_batch_size")
