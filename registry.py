@@ -21,6 +21,8 @@ from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mni
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.methods.real_images import Kd, Scratch
+from datafree.methods.fast import Fast, FastMeta
+from datafree.methods.nayer import Nayer
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
 from datafree.models.names import (
@@ -43,6 +45,9 @@ METHODS = Registry("method")
 METHODS.add("aeahl_rg", AeahlRg)
 METHODS.add("kd", Kd)
 METHODS.add("scratch", Scratch)
+METHODS.add("fast_meta", FastMeta)
+METHODS.add("fast", Fast)
+METHODS.add("nayer", Nayer)
 
 MODELS = Registry("model")
 
@@ -239,6 +244,12 @@ def classifier(
 # Flags of main.py by (method, data set, teacher); None stands for any. Later rows win. CIFAR's are the paper's and the
 # defaults of the flags themselves; the digits' were chosen by us for two CPU cores. ImageNet's 50,000 test images are
 # read and decoded at every evaluation: not more often than twenty times a run.
+FAST = [
+    ("digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}),
+    *((data, None, {"epochs": 220, "reset_l0": 0.636}) for data in ("cifar10", "cifar100", "tiny_imagenet")),
+    *((data, "vgg11", {"adv": 1.0}) for data in ("cifar10", "cifar100")),
+    *((data, "wrn40_2", {"adv": 1.1, "oh": 0.4}) for data in ("cifar10", "cifar100")),
+]
 PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     (None, "digits", None, {"epochs": 40, "kd_steps": 60, "warmup": 2, "batch_size": 64, "lr": 0.1}),
     (None, "digits", None, {"attack_bound": 25.0, "p_width": 16}),
@@ -252,6 +263,7 @@ PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     *(("aeahl_rg", data, "vgg11", {"adv": 1.0}) for data in ("cifar10", "cifar100")),
     *(("aeahl_rg", data, "wrn40_2", {"adv": 1.1, "oh": 0.4}) for data in ("cifar10", "cifar100")),
     *((yardstick, None, None, {"warmup": 0}) for yardstick in ("kd", "scratch")),
+    *((method, data, teacher, preset) for method in ("fast_meta", "fast") for data, teacher, preset in FAST),
 ]
 
 
