@@ -20,9 +20,9 @@ from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
-from datafree.methods.real_images import Kd, Scratch
 from datafree.methods.fast import Fast, FastMeta
 from datafree.methods.nayer import Nayer
+from datafree.methods.real_images import Kd, Scratch
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
 from datafree.models.names import (
@@ -242,9 +242,9 @@ def classifier(
 
 
 # Flags of main.py by (method, data set, teacher); None stands for any. Later rows win. CIFAR's are the papers' and the
-# defaults of the flags themselves (NAYER's those of its scripts, for 100 epochs after warm-up); the digits' were chosen by
-# us for two CPU cores. ImageNet's 50,000 test images are read and decoded at every evaluation: not more often than
-# twenty times a run.
+# defaults of the flags themselves (NAYER's: its scripts', with 100 epochs after warm-up); the digits' were chosen by us
+# for two CPU cores. ImageNet's 50,000 test images are read and decoded at every evaluation: not more often than twenty
+# times a run.
 CIFAR, FASTS = ("cifar10", "cifar100"), ("fast_meta", "fast")
 LIKE_FAST = ("aeahl_rg", *FASTS)
 PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [

@@ -1,11 +1,10 @@
-"""Fast's rounds against the algorithm in plain autograd and plain Adam; its first layers, its file, its resumption."""
+"""Fast's rounds against the algorithm in plain autograd and plain Adam; its first layers, its file, its state."""
 
 import copy
 
 import pytest
 import torch
 from conftest import BF16, CLASSES, NGF, NZ, SIZE, same_state, small_teacher, state_of, user_error
-from programs import OF_RESNET8, at_epoch, few_digits, finished, run  # noqa: F401
 from test_aeahl_rg import assert_close_by_name, bn_inputs, bn_norms, context_of, moments, parameters_of, takes
 from test_aeahl_rg import watch_meta_gradients as watched
 
@@ -15,7 +14,6 @@ from datafree.methods.aeahl_rg import AeahlRg
 from datafree.methods.fast import Fast, FastMeta
 from datafree.models.generator import GenerativeNetwork, ImageGenerator
 from datafree.models.generator_files import part
-from scripts.kill_test import differences
 
 B, K, LR_G, LR_Z = 6, 3, 1e-2, 5e-2
 FIRST = ("l1.0.weight", "l1.0.bias", "conv_blocks.0.weight", "conv_blocks.0.bias")
@@ -227,17 +225,3 @@ def test_aeahl_rg_and_fast_share_their_flags_but_those_of_reuse():
     assert theirs - ours == reuse and ours - theirs == {"reset_l0", "reuse_path"}
     with user_error("--meta"):
         Fast.Config(meta="fomaml")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["fast_meta", "fast"])
-def test_stopped_and_resumed_it_ends_as_the_run_left_alone(name, tmp_path, at_epoch):  # noqa: F811
-    line = ["--method", name, "--epochs", 4, "--warmup", 1, "--kd_steps", 2, "--batch_size", 8, "--precision", "fp32"]
-    line += ["--synthesis_batch_size", 8, "--g_steps", 2, "--nz", 16, "--ngf", 4, "--reset_l0", 0.75, *OF_RESNET8]
-    finished([*line, "--run_root", tmp_path / "alone"])
-    at_epoch(2)
-    assert run([*line, "--run_root", tmp_path])[0] == 143
-    (alone,) = (tmp_path / "alone").iterdir()
-    assert alone.name == f"{name}-digits-resnet8-resnet8" and (alone / "generator.pth").exists()
-    finished(["--resume", tmp_path / alone.name])
-    assert differences(alone, tmp_path / alone.name) == []

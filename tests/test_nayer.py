@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, NGF, SIZE, same_state, small_teacher, state_of, user_error
-from programs import OF_RESNET8, at_epoch, error_of, few_digits, finished, json_of, run  # noqa: F401
 from test_aeahl_rg import assert_close_by_name, context_of, parameters_of
 from test_fast import loss_by_hand
 
 from datafree.engine.randomness import Streams
 from datafree.methods.nayer import Nayer
 from datafree.models.generator import draw_anew
-from scripts.kill_test import differences
 
 B, K, LR_G, WIDTH = 13, 3, 1e-2, 7  # two whole blocks of the five classes and three samples
 
@@ -256,25 +254,3 @@ def test_a_state_dict_without_noisy_layers_and_the_streams_continue_exactly_with
     found = [other.synthesize(warmup=False).images for _ in range(2)]
     assert torch.equal(torch.stack(found), torch.stack(expected))
     assert same_state(state_of(other.generator), state_of(subject.generator))
-
-
-LINE = ["--method", "nayer", "--epochs", 4, "--warmup", 1, "--kd_steps", 2, "--batch_size", 8, "--precision", "fp32"]
-LINE += ["--synthesis_batch_size", 12, "--loops", 1, "--warmup_loops", 3, "--g_steps", 2, "--noise_width", 9]
-LINE += ["--ngf", 4, "--g_life", 2, *OF_RESNET8]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--hl", "--p_width", 4]], ids=["soft", "attack"])
-def test_stopped_and_resumed_it_ends_as_the_run_left_alone(flags, tmp_path, at_epoch):  # noqa: F811
-    finished([*LINE, *flags, "--run_root", tmp_path / "alone"])
-    at_epoch(2)
-    assert run([*LINE, *flags, "--run_root", tmp_path])[0] == 143
-    (alone,) = (tmp_path / "alone").iterdir()
-    finished(["--resume", tmp_path / alone.name])
-    assert differences(alone, tmp_path / alone.name) == []
-    assert json_of(alone / "summary.json")["images"] == 12 * (3 + 3)
-
-
-def test_a_missing_file_of_embeddings_ends_main_in_one_line(tmp_path):
-    message = error_of([*LINE, "--embedding", tmp_path / "none.npy", "--run_root", tmp_path / "run"])
-    assert "none.npy does not exist" in message and not (tmp_path / "run").exists()
