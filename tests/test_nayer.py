@@ -6,9 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, NGF, SIZE, same_state, small_teacher, state_of, user_error
+from conftest import CLASSES, FP32, NGF, SIZE, same_state, small_teacher, state_of, user_error
 from test_aeahl_rg import assert_close_by_name, context_of, parameters_of
 from test_fast import loss_by_hand
+from test_sync import prepared
 
 from datafree.engine.randomness import Streams
 from datafree.methods.nayer import Nayer
@@ -144,9 +145,12 @@ def test_the_generator_is_drawn_anew_every_g_life_rounds_and_not_where_that_is_z
     assert all((p - lasting[-1][n]).abs().max() < 1e-6 for n, p in expected.named_parameters() if "noisy" not in n)
 
 
-def test_the_pool_is_made_for_what_the_loops_give():
+def test_the_pool_is_made_for_what_the_loops_give(tmp_path):
     subject = method()
     assert subject.images_a_round == 3 * B and subject.images_in(rounds=10, warmup=4) == (4 * 3 + 6 * 2) * B
+    length = {"epochs": 4, "warmup": 1, "ep_steps": 4}  # of two rounds each
+    job = prepared({"method": Nayer, "loops": 2, "warmup_loops": 3, **length}, FP32, tmp_path)
+    assert job.pool.capacity == 8 * (2 * 3 + 6 * 2) and job.context.rounds == 8
 
 
 # What stands for a class
