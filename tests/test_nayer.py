@@ -1,6 +1,7 @@
 """NAYER's loops against the algorithm in plain autograd and plain Adam; labels, noisy layers, a run's state."""
 
 import copy
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -161,13 +162,14 @@ def test_embeddings_are_one_hot_or_random_of_the_seed_or_a_files(tmp_path):
     np.save(tmp_path / "a.npy", table.double().numpy())
     torch.save(table.half(), tmp_path / "a.pth")
     torch.save({"text": table}, tmp_path / "b.pth")
+    (tmp_path / "c.pickle").write_bytes(pickle.dumps(table))
     assert torch.equal(method().generator.embeddings, torch.eye(CLASSES))
     random = method(embedding="random", embedding_size=4).generator.embeddings
     assert torch.equal(random, torch.randn(CLASSES, 4, generator=Streams(0)["embedding"]))
     assert not torch.equal(
         random, method(context_of(seed=1), embedding="random", embedding_size=4).generator.embeddings
     )
-    for name in ("a.npy", "a.pth", "b.pth"):
+    for name in ("a.npy", "a.pth", "b.pth", "c.pickle"):
         found = method(embedding=str(tmp_path / name)).generator.embeddings
         torch.testing.assert_close(found, table, atol=1e-3, rtol=1e-3)
         assert found.dtype == torch.float32
