@@ -90,7 +90,7 @@ class FastMeta(MetaInversion):
     def finish(self) -> Leaving:
         self.recalibrate()
         content = part(self.generator, self.generator.kind, self.generator.config, self.context.origin)
-        return Leaving(files={FILE: content}, remark=f"the next task can begin with --reuse_path {FILE} of this run")
+        return Leaving(files={FILE: content}, remark=f"{FILE}: the next task can begin with it (--reuse_path)")
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"round": self.round}
