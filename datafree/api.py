@@ -244,6 +244,7 @@ def prepare(
         compute=compute,
         streams=streams,
         augmentation=Augmentation(values.crop_padding, spec.flip),
+        rounds=length.epochs * len(length.rounds),
         origin=told | {"mode": method.label(values)},
         training_images=training_images or no_training_images,
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
@@ -270,7 +271,8 @@ def make_pool(values: Namespace, method: Method, targets: Targets, context: Cont
         what = f"method {values.method} does not say how many images it makes a round"
         raise UserError(what, "give it a knob synthesis_batch_size or a property images_a_round")
     columns = {"images": image_column(context.spec.shape)} | method.columns | targets.columns
-    capacity = length.epochs * len(length.rounds) * method.images_a_round
+    rounds = len(length.rounds)
+    capacity = method.images_in(length.epochs * rounds, length.warmup * rounds)
     place = choose_placement(capacity, bytes_per_image(columns), context.compute.device, values.run_root)
     crops = context.streams["distillation"]
     draws = crops if place.kind == "device" else context.streams.on_host("distillation")

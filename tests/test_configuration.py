@@ -77,9 +77,9 @@ def test_values_survive_json_and_what_the_knob_does_not_take_is_refused():
 # Of the programs
 
 
-def distillation(line, targets="soft"):
-    parser = Parser("main.py", "", distillation_configs(AeahlRg, "aeahl_rg", targets))
-    return parser.resolve(line.split(), registry.distillation_preset)
+def distillation(line, targets="soft", method="aeahl_rg"):
+    parser = Parser("main.py", "", distillation_configs(registry.METHODS[method], method, targets))
+    return parser.resolve([*line.split(), "--method", method], registry.distillation_preset)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_a_period_is_of_epochs_or_of_seconds():
 
 
 def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs_take():
-    known = {
-        each.name: (each, config)
-        for targets in ("soft", "attack")
-        for config in distillation_configs(AeahlRg, "aeahl_rg", targets).values()
-        for each in fields(config)
-    }
     for method, dataset, teacher, values in registry.PRESETS:
+        known = {
+            each.name: (each, config)
+            for targets in ("soft", "attack")
+            for config in distillation_configs(registry.METHODS[method or "aeahl_rg"], "its", targets).values()
+            for each in fields(config)
+        }
         assert method in (None, *registry.METHODS) and dataset in (None, *registry.DATASETS)
         assert teacher in (None, *registry.MODELS)
         for name, value in values.items():
@@ -150,3 +150,24 @@ def test_the_published_weights_depend_on_the_teacher_and_large_data_sets_take_50
             assert (values.adv, values.oh) == weights, (dataset, teacher)
     tiny, imagenet = (distillation(f"--dataset {name}") for name in ("tiny_imagenet", "imagenet"))
     assert tiny.g_steps == imagenet.g_steps == 50 and (tiny.batch_size, imagenet.batch_size) == (256, 64)
+
+
+def test_fast_10_and_nayer_100_are_as_published():
+    frame = {"bn": 10, "bn_mmt": 0.9, "T": 20, "lr_min": 2e-4, "momentum": 0.9, "weight_decay": 1e-4, "warmup": 20}
+    fast = frame | {"g_steps": 10, "lr_z": 0.01, "lr_g": 2e-3, "nz": 256, "synthesis_batch_size": 256}
+    fast |= {"epochs": 220, "batch_size": 256, "lr": 0.2, "kd_steps": 400, "reset_l0": 0.636}
+    nayer = frame | {"lr_g": 4e-3, "oh": 0.5, "adv": 1.33, "epochs": 120, "g_life": 10, "noise_width": 1000}
+    cifar = {"loops": 2, "warmup_loops": 10, "synthesis_batch_size": 400, "batch_size": 512, "lr": 0.2, "kd_steps": 400}
+    tiny = {"loops": 4, "warmup_loops": 20, "synthesis_batch_size": 200, "batch_size": 256, "lr": 0.1, "kd_steps": 1000}
+    tasks = {
+        ("fast_meta", "cifar10", "resnet34"): fast | {"adv": 1.33, "oh": 0.5, "meta": "fomaml"},
+        ("fast_meta", "cifar100", "vgg11"): fast | {"adv": 1.0, "oh": 0.5},
+        ("fast_meta", "cifar100", "wrn40_2"): fast | {"adv": 1.1, "oh": 0.4},
+        ("fast", "cifar10", "wrn40_2"): fast | {"adv": 1.1, "oh": 0.4, "meta": "none"},
+        ("nayer", "cifar10", "wrn40_2"): nayer | cifar | {"g_steps": 30},
+        ("nayer", "cifar100", "vgg11"): nayer | cifar | {"g_steps": 40},
+        ("nayer", "tiny_imagenet", "resnet34"): nayer | tiny | {"g_steps": 60},
+    }
+    for (method, dataset, teacher), published in tasks.items():
+        values = distillation(f"--dataset {dataset} --teacher {teacher}", method=method)
+        assert {name: getattr(values, name) for name in published} == published, (method, dataset, teacher)

@@ -17,6 +17,9 @@ from scripts.kill_test import differences
 SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --precision fp32"
 OWN = {  # flags that make each small
     "aeahl_rg": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4",
+    "fast_meta": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --reset_l0 0.7 --meta reptile",
+    "fast": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --reset_l0 0.7",
+    "nayer": "--synthesis_batch_size 12 --loops 1 --warmup_loops 2 --g_steps 2 --noise_width 9 --ngf 4 --g_life 2",
     "kd": "--warmup 0",
     "scratch": "--warmup 0",
 }

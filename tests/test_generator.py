@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import SIZE, small_generator
 
 from datafree.methods.aeahl_rg import build_generator
-from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv
+from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv, draw_anew
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5)])
@@ -138,3 +138,26 @@ def test_images_are_fp32_with_fp32_steps_under_bf16_autocast():
     assert x.dtype == torch.float32
     assert not torch.equal(x, x.bfloat16().float())
     torch.testing.assert_close(x, full, rtol=0, atol=0.02)
+
+
+def test_first_values_drawn_anew_are_distributed_as_pytorchs_and_of_the_stream_alone():
+    g, first = GenerativeNetwork(9, 16, SIZE), GenerativeNetwork(9, 16, SIZE).state_dict()
+    bounds = {"l1.0": 1 / 3, "conv_blocks.2": 1 / 288**0.5, "conv_blocks.6": 1 / 288**0.5, "conv_blocks.9": 1 / 12}
+    with torch.no_grad():
+        g(torch.randn(4, 9))
+        for parameter in g.parameters():
+            parameter.fill_(7)
+    draw_anew(g, torch.Generator().manual_seed(3))
+    for name, value in g.state_dict().items():
+        layer, _, what = name.rpartition(".")
+        if layer not in bounds:
+            assert torch.equal(value, first[name]), name  # of norms, the running statistics among them
+            continue
+        assert 0.5 * bounds[layer] < value.abs().max() <= bounds[layer] and value.unique().numel() > 1, name
+        if what == "weight":
+            deviations = [each.std().item() for each in (value, first[name])]
+            assert deviations == pytest.approx(2 * [bounds[layer] / 3**0.5], rel=0.1), name
+    torch.manual_seed(1)
+    other = GenerativeNetwork(9, 16, SIZE)
+    draw_anew(other, torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(g.parameters(), other.parameters(), strict=True))

@@ -10,6 +10,8 @@ from datafree.cli.flags import distillation_configs
 from datafree.configuration import resolve
 from datafree.engine.device import choose
 from datafree.methods.aeahl_rg import AeahlRg
+from datafree.methods.fast import FastMeta
+from datafree.methods.nayer import Nayer
 from datafree.targets import chosen
 
 READING_METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__contains__")
@@ -20,14 +22,16 @@ READING_OPERATORS = {  # their result's value or shape must be known to the proc
 INDEXING = {"aten::index.Tensor", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"}  # by a mask
 SMALL = {"epochs": 3, "warmup": 0, "kd_steps": 2, "batch_size": 8, "synthesis_batch_size": 8, "g_steps": 2, "ngf": 4}
 FLAGS = {"soft": {}, "attack": {"hl": True, "p_width": 4}, "reptile": {"meta": "reptile"}}
+FLAGS["fast, its first layers anew"] = {"method": FastMeta, "reset_l0": 0.3}
+FLAGS["nayer, its generator anew"] = {"method": Nayer, "g_life": 1, "loops": 2, "noise_width": 16}
 FLAGS["attack at every step"] = FLAGS["attack"] | {"attack_at": "step"}
 
 
 def prepared(flags, compute, run_root):
-    targets = chosen(flags.get("hl", False), False)
-    given = SMALL | flags | {"run_root": run_root}
-    values = resolve(distillation_configs(AeahlRg, "aeahl_rg", targets), given, lambda known: {})
-    return api.prepare(values, small_spec(), small_classifier(1), small_classifier(2), AeahlRg, compute)
+    targets, method = chosen(flags.get("hl", False), False), flags.get("method", AeahlRg)
+    given = SMALL | flags | {"run_root": run_root, "method": "its"}
+    values = resolve(distillation_configs(method, "its", targets), given, lambda known: {})
+    return api.prepare(values, small_spec(), small_classifier(1), small_classifier(2), method, compute)
 
 
 def a_round(job):

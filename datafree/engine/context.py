@@ -33,6 +33,7 @@ class Context:
         streams: random streams by purpose.
         augmentation: random crop and flip.
         training_images: loads the real training set, for yardsticks alone. Raises UserError where there is none.
+        rounds: of the whole run.
         origin: plain values that say where what is left comes from.
         saved: gives the method's state as it was saved, where this run goes on with one; else None. It is restored once
             all is built; what it says of shapes stands in for files that the method began with.
@@ -49,6 +50,7 @@ class Context:
     streams: Streams
     augmentation: Augmentation
     training_images: Callable[[], Images] | None = None
+    rounds: int = 0
     origin: dict[str, Any] = field(default_factory=dict)
     saved: Callable[[], Mapping[str, Any] | None] = lambda: None
     observers: list[Observer] = field(default_factory=list)

@@ -70,8 +70,12 @@ class Method(ABC):
 
     @property
     def images_a_round(self) -> int:
-        """How many images ``synthesize`` gives at most: the pool is made for them."""
+        """How many images ``synthesize`` gives at most."""
         return getattr(self.config, "synthesis_batch_size", 0)
+
+    def images_in(self, rounds: int, warmup: int) -> int:
+        """At most in so many rounds, the first ``warmup`` of them warm-up: the pool is made for them."""
+        return rounds * self.images_a_round
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -60,6 +60,8 @@ class GenerativeNetwork(nn.Module):
         channels: C.
     """
 
+    kind = "generative_network"  # in the files that hold one
+
     def __init__(self, nz: int = 256, ngf: int = 64, img_size: int | Size = 32, channels: int = 3):
         super().__init__()
         self.img_size = pair(img_size)
@@ -83,6 +85,23 @@ class GenerativeNetwork(nn.Module):
         x, (height, width) = self.conv_blocks(x), self.img_size  # -> (B, C, H or more, W or more)
         top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
         return x[:, :, top : top + height, left : left + width]  # -> (B, C, H, W)
+
+
+class ExactSigmoid(nn.Sigmoid):
+    """In fp32: bf16 has too few steps between 0.5 and 1 for the 256 levels of a pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+class ImageGenerator(GenerativeNetwork):
+    """A generative network that no decoder follows: what it gives are the images, float32."""
+
+    kind = "generator"
+
+    def __init__(self, nz: int = 256, ngf: int = 64, img_size: int | Size = 32, channels: int = 3):
+        super().__init__(nz, ngf, img_size, channels)
+        self.conv_blocks[-1] = ExactSigmoid()
 
 
 class Decoder(nn.Module):
@@ -119,3 +138,19 @@ class ReusableGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.d((self.g1(z) + self.g2(z)) / 2)
+
+
+@torch.no_grad()
+def draw_anew(network: nn.Module, rng: torch.Generator) -> None:
+    """First values as PyTorch draws them, from a stream on the network's device.
+
+    Linear layers and convolutions: U(-b, b), b = 1 / sqrt(inputs of an output). BatchNorm: weight 1, bias 0, and no
+    statistics.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in module.parameters(recurse=False):
+                parameter.uniform_(-bound, bound, generator=rng)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_parameters()

@@ -1,7 +1,7 @@
 """What one task leaves for the next, as files: the decoder and one generative network, with where they come from."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -11,21 +11,24 @@ from ..errors import UserError
 from .generator import Decoder, GenerativeNetwork
 from .loading import load_into, state_dict_of
 
+Generative = TypeVar("Generative", bound=GenerativeNetwork)
 GENERATOR_FILE, DECODER_FILE, ABANDONED_FILE = "gan_reuse.pth", "decoder.pth", "gan_abandon.pth"
 
 
-def load_generative_network(path: Path, nz: int, shape: Shape) -> GenerativeNetwork:
-    """A saved generative network, in the width it was saved in.
+def load_generative_network(
+    path: Path, nz: int, shape: Shape, made: type[Generative] = GenerativeNetwork
+) -> Generative:
+    """A saved generative network of that class, in the width it was saved in.
 
     Raises:
         UserError: if the file is not what it should be, or was made for images of another shape (C, H, W) or nz.
     """
     what = "reusable generative network"
-    content = _load_part(path, what, "generative_network", shape, nz=nz)
+    content = _load_part(path, what, made.kind, shape, nz=nz)
     width = content["config"].get("ngf")
     if not isinstance(width, int) or not 0 < width <= 4096:
         raise UserError(f"{what} {path} names no valid width", "give the file that a run wrote")
-    network = GenerativeNetwork(nz, width, shape[1:], shape[0])
+    network = made(nz, width, shape[1:], shape[0])
     load_into(network, state_dict_of(content, path, what), path, what)
     return network
 
