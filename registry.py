@@ -20,6 +20,9 @@ from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
+from datafree.methods.cmi import Cmi
+from datafree.methods.deepinversion import DeepInversion
+from datafree.methods.noise import Noise
 from datafree.methods.real_images import Kd, Scratch
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
@@ -41,7 +44,10 @@ from datafree.runs.folder import slug
 
 METHODS = Registry("method")
 METHODS.add("aeahl_rg", AeahlRg)
+METHODS.add("cmi", Cmi)
+METHODS.add("deepinversion", DeepInversion)
 METHODS.add("kd", Kd)
+METHODS.add("noise", Noise)
 METHODS.add("scratch", Scratch)
 
 MODELS = Registry("model")

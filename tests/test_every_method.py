@@ -17,7 +17,10 @@ from scripts.kill_test import differences
 SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --precision fp32"
 OWN = {  # flags that make each small
     "aeahl_rg": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4",
+    "cmi": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --bank_size 12 --negatives 10",  # full at round 2
+    "deepinversion": "--synthesis_batch_size 8 --g_steps 2 --adi 1",
     "kd": "--warmup 0",
+    "noise": "--synthesis_batch_size 8",
     "scratch": "--warmup 0",
 }
 NO_TEACHER = {"scratch"}  # does not ask it

@@ -85,6 +85,39 @@ class GenerativeNetwork(nn.Module):
         return x[:, :, top : top + height, left : left + width]  # -> (B, C, H, W)
 
 
+class FullSigmoid(nn.Sigmoid):
+    """In fp32 also under autocast: bf16 has too few steps between 0.5 and 1 for the 256 levels of a pixel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.float().sigmoid()
+
+
+class PixelGenerator(GenerativeNetwork):
+    """g alone, whose images are not input of a decoder but the pixels themselves: fp32 in every precision."""
+
+    def __init__(self, nz: int = 256, ngf: int = 64, img_size: int | Size = 32, channels: int = 3):
+        super().__init__(nz, ngf, img_size, channels)
+        self.conv_blocks[-1] = FullSigmoid()
+
+
+@torch.no_grad()
+def redraw(network: nn.Module, generator: torch.Generator) -> None:
+    """Begins anew in place as DCGAN does (Radford et al. 2015): weights ~ N(0, 0.02), of norms ~ N(1, 0.02), biases 0.
+
+    Args:
+        network: of linear layers, convolutions and BatchNorm, whose statistics are forgotten as well.
+        generator: random stream on its device.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d):
+            norm = isinstance(module, nn.BatchNorm2d)
+            module.weight.normal_(float(norm), 0.02, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+            if norm:
+                module.reset_running_stats()
+
+
 class Decoder(nn.Module):
     """d: images (B, C, H, W) -> images (B, C, H, W) in [0, 1], any H and W (after DenseFuse, Li and Wu 2019)."""
 
