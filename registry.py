@@ -249,6 +249,12 @@ PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     (None, "digits", None, {"epochs": 40, "kd_steps": 60, "warmup": 2, "batch_size": 64, "lr": 0.1}),
     (None, "digits", None, {"attack_bound": 25.0, "p_width": 16}),
     ("aeahl_rg", "digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}),
+    *(
+        (method, "digits", None, {"epochs": 8, "kd_steps": 100, "warmup": 0, "synthesis_batch_size": 64})
+        for method in ("cmi", "deepinversion", "noise")
+    ),
+    ("cmi", "digits", None, {"g_steps": 30, "ngf": 32, "negatives": 256}),
+    ("deepinversion", "digits", None, {"g_steps": 50}),
     (None, "digits100", None, {"epochs": 60, "kd_steps": 80, "warmup": 4, "batch_size": 64, "lr": 0.1}),
     (None, "digits100", None, {"attack_bound": 25.0, "p_width": 16}),
     ("aeahl_rg", "digits100", None, {"synthesis_batch_size": 128, "g_steps": 10, "ngf": 32}),
@@ -257,6 +263,13 @@ PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     ("aeahl_rg", "imagenet", None, {"g_steps": 50, "synthesis_batch_size": 64}),
     *(("aeahl_rg", data, "vgg11", {"adv": 1.0}) for data in ("cifar10", "cifar100")),
     *(("aeahl_rg", data, "wrn40_2", {"adv": 1.1, "oh": 0.4}) for data in ("cifar10", "cifar100")),
+    *(
+        (method, data, None, {"epochs": 200, "warmup": 0, "lr": 0.1})  # of the CMI and Fast-Datafree code
+        for method in ("cmi", "deepinversion", "noise")
+        for data in ("cifar10", "cifar100")
+    ),
+    *(("cmi", data, "resnet34", {"features": "stages"}) for data in ("cifar10", "cifar100")),
+    *(("deepinversion", data, None, {"adi": 1.0}) for data in ("cifar10", "cifar100")),
     *((yardstick, None, None, {"warmup": 0}) for yardstick in ("kd", "scratch")),
 ]
 

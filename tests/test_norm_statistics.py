@@ -92,6 +92,19 @@ def test_spatial_means_are_those_of_each_norms_input_side_by_side_of_every_image
     assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
+def test_of_layers_at_one_resolution_the_last_can_stand_for_all():
+    conv = [nn.Conv2d(3, width, 3, stride, 1) for width, stride in ((3, 1), (3, 1), (3, 2))]
+    norms = [nn.BatchNorm2d(3) for _ in conv]
+    teacher, x = on_pixels(nn.Sequential(*(each for pair in zip(conv, norms, strict=True) for each in pair))), images(0)
+    inputs = [conv[0](x)]
+    for norm, layer in zip(norms, conv[1:], strict=False):
+        inputs.append(layer(norm.eval()(inputs[-1])))
+    for stages, counted in ((False, inputs), (True, inputs[1:])):
+        means = SpatialMeans(teacher, stages)
+        hear(means, teacher, x)
+        torch.testing.assert_close(means.features(), torch.cat([each.mean((2, 3)) for each in counted], dim=1))
+
+
 def test_the_mean_of_an_input_without_positions_is_the_input_itself():
     network, x = Partly(), images(0)
     teacher = on_pixels(network)

@@ -93,14 +93,20 @@ class Cmi(Method):
         adv: float = knob(0.5, "weight of L_adv: raise it for images that the student finds harder", low=0)
         cr: float = knob(0.8, "weight of L_cr: raise it for images that differ more from each other", low=0)
         cr_tau: float = knob(0.2, "temperature of L_cr; lower makes the most alike count for more", above=0)
-        head_width: int = knob(128, "length of the vectors that are compared", low=1, high=2**16, unit="N")
+        features: str = knob(
+            "all",
+            "BatchNorm layers that give features; stages: the last at each resolution, for wide teachers",
+            choices=("all", "stages"),
+        )
+        head_width: int = knob(256, "length of the vectors that are compared", low=1, high=2**16, unit="N")
         bank_size: int = knob(40960, "images whose features are remembered", low=1, unit="IMAGES")
         negatives: int = knob(4096, "remembered images in an iteration; fewer are faster", low=0, unit="IMAGES")
 
     def __init__(self, context: Context, config: "Cmi.Config"):
         super().__init__(context, config)
         place, shape, seed = context.compute.place, context.spec.shape, context.streams.seed
-        self.statistics, self.means = NormStatistics(context.teacher, momentum=0.0), SpatialMeans(context.teacher)
+        self.statistics = NormStatistics(context.teacher, momentum=0.0)
+        self.means = SpatialMeans(context.teacher, stages=config.features == "stages")
         self.width = self._width()
         with initialising(seed, "generator"):
             self.generator = place(PixelGenerator(config.nz, config.ngf, shape[1:], shape[0])).train()

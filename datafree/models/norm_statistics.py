@@ -54,14 +54,24 @@ class NormInputs:
 
 
 class SpatialMeans(NormInputs):
-    """Features of images: the mean of each channel over positions, at every BatchNorm layer (CMI, Fang et al. 2021)."""
+    """Features of images: the mean of each channel over positions, at every BatchNorm layer (CMI, Fang et al. 2021).
 
-    def kept(self, x: Tensor) -> Tensor:
-        return x.flatten(2).mean(2, dtype=torch.float32) if x.ndim > 2 else x.float()
+    Args:
+        teacher: see NormInputs.
+        stages: whether of all layers that work at one resolution only the last one counts.
+    """
+
+    def __init__(self, teacher: Classifier, stages: bool = False):
+        super().__init__(teacher)
+        self.stages = stages
+
+    def kept(self, x: Tensor) -> tuple[tuple[int, ...], Tensor]:
+        return tuple(x.shape[2:]), x.flatten(2).mean(2, dtype=torch.float32) if x.ndim > 2 else x.float()
 
     def features(self) -> Tensor:
-        """Of the batch last heard: (B, width), fp32, all layers side by side, with its gradient."""
-        return torch.cat([*self._heard.values()], dim=1)
+        """Of the batch last heard: (B, width), fp32, the layers side by side, with its gradient."""
+        heard = dict(self._heard.values()).values() if self.stages else (mean for _, mean in self._heard.values())
+        return torch.cat([*heard], dim=1)
 
 
 class NormStatistics(NormInputs):
