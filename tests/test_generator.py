@@ -9,10 +9,10 @@ from datafree.methods.aeahl_rg import build_generator
 from datafree.models.generator import (
     Decoder,
     GenerativeNetwork,
-    PixelGenerator,
+    ImageGenerator,
     ReusableGenerator,
     UpsampledConv,
-    redraw,
+    draw_as_dcgan,
 )
 
 
@@ -147,8 +147,8 @@ def test_images_are_fp32_with_fp32_steps_under_bf16_autocast():
     torch.testing.assert_close(x, full, rtol=0, atol=0.02)
 
 
-def test_a_pixel_generator_is_that_network_its_pixels_in_fp32_under_autocast():
-    network, pixels, z = GenerativeNetwork(6, 2, SIZE), PixelGenerator(6, 2, SIZE), torch.randn(64, 6)
+def test_an_image_generator_is_that_network_its_pixels_in_fp32_under_autocast():
+    network, pixels, z = GenerativeNetwork(6, 2, SIZE), ImageGenerator(6, 2, SIZE), torch.randn(64, 6)
     pixels.load_state_dict(network.state_dict())
     assert torch.equal(pixels(z), network(z)) and pixels.config == network.config
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -158,14 +158,14 @@ def test_a_pixel_generator_is_that_network_its_pixels_in_fp32_under_autocast():
     assert not torch.equal(full, full.bfloat16().float())
 
 
-def test_a_redrawn_network_has_the_published_spreads_nothing_of_before_and_depends_on_the_stream_alone():
-    networks = [PixelGenerator(64, 16, 16) for _ in range(3)]
+def test_a_network_drawn_as_dcgans_is_has_the_published_spreads_nothing_of_before_and_depends_on_the_stream_alone():
+    networks = [ImageGenerator(64, 16, 16) for _ in range(3)]
     for network, seed in zip(networks, (1, 1, 2), strict=True):
         network(torch.randn(8, 64))
-        redraw(network, torch.Generator().manual_seed(seed))
+        draw_as_dcgan(network, torch.Generator().manual_seed(seed))
     first, same, other = (network.state_dict() for network in networks)
     assert all(torch.equal(first[name], same[name]) for name in first)
-    new = PixelGenerator(64, 16, 16).state_dict()
+    new = ImageGenerator(64, 16, 16).state_dict()
     for name, value in first.items():
         if name.endswith("weight"):
             norm = value.ndim == 1

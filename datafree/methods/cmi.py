@@ -30,7 +30,7 @@ from ..engine.randomness import initialising
 from ..errors import UserError
 from ..losses.contrastive import contrastive_loss
 from ..losses.kd import adversarial_loss, one_hot_loss
-from ..models.generator import PixelGenerator, redraw
+from ..models.generator import ImageGenerator, draw_as_dcgan
 from ..models.norm_statistics import NormStatistics, SpatialMeans
 from .base import Method
 from .inversion import Best
@@ -109,7 +109,7 @@ class Cmi(Method):
         self.means = SpatialMeans(context.teacher, stages=config.features == "stages")
         self.width = self._width()
         with initialising(seed, "generator"):
-            self.generator = place(PixelGenerator(config.nz, config.ngf, shape[1:], shape[0])).train()
+            self.generator = place(ImageGenerator(config.nz, config.ngf, shape[1:], shape[0])).train()
         with initialising(seed, "head"):
             self.head = place(Head(self.width, config.head_width)).train()
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.lr_g, fused=True)
@@ -142,7 +142,7 @@ class Cmi(Method):
     def synthesize(self, warmup: bool) -> Batch:
         context, config, rng, best = self.context, self.config, self.context.streams["synthesis"], Best()
         B, device = config.synthesis_batch_size, context.compute.device
-        redraw(self.generator, rng)
+        draw_as_dcgan(self.generator, rng)
         z = torch.randn(B, config.nz, generator=rng, device=device).requires_grad_()
         y = torch.randint(context.spec.num_classes, (B,), generator=rng, device=device).sort().values
         parameters, of_head = [*self.generator.parameters(), z], [*self.head.parameters()]

@@ -85,37 +85,19 @@ class GenerativeNetwork(nn.Module):
         return x[:, :, top : top + height, left : left + width]  # -> (B, C, H, W)
 
 
-class FullSigmoid(nn.Sigmoid):
-    """In fp32 also under autocast: bf16 has too few steps between 0.5 and 1 for the 256 levels of a pixel."""
+class ExactSigmoid(nn.Sigmoid):
+    """In fp32: bf16 has too few steps between 0.5 and 1 for the 256 levels of a pixel."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return input.float().sigmoid()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
 
 
-class PixelGenerator(GenerativeNetwork):
-    """g alone, whose images are not input of a decoder but the pixels themselves: fp32 in every precision."""
+class ImageGenerator(GenerativeNetwork):
+    """A generative network that no decoder follows: what it gives are the images, float32."""
 
     def __init__(self, nz: int = 256, ngf: int = 64, img_size: int | Size = 32, channels: int = 3):
         super().__init__(nz, ngf, img_size, channels)
-        self.conv_blocks[-1] = FullSigmoid()
-
-
-@torch.no_grad()
-def redraw(network: nn.Module, generator: torch.Generator) -> None:
-    """Begins anew in place as DCGAN does (Radford et al. 2015): weights ~ N(0, 0.02), of norms ~ N(1, 0.02), biases 0.
-
-    Args:
-        network: of linear layers, convolutions and BatchNorm, whose statistics are forgotten as well.
-        generator: random stream on its device.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d):
-            norm = isinstance(module, nn.BatchNorm2d)
-            module.weight.normal_(float(norm), 0.02, generator=generator)
-            if module.bias is not None:
-                module.bias.zero_()
-            if norm:
-                module.reset_running_stats()
+        self.conv_blocks[-1] = ExactSigmoid()
 
 
 class Decoder(nn.Module):
@@ -152,3 +134,19 @@ class ReusableGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.d((self.g1(z) + self.g2(z)) / 2)
+
+
+@torch.no_grad()
+def draw_as_dcgan(network: nn.Module, rng: torch.Generator) -> None:
+    """First values of Radford et al. 2015, from a stream on the network's device: weights ~ N(0, 0.02), biases 0.
+
+    Linear layers and convolutions. BatchNorm: weights ~ N(1, 0.02), biases 0, and no statistics.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d):
+            norm = isinstance(module, nn.BatchNorm2d)
+            module.weight.normal_(float(norm), 0.02, generator=rng)
+            if module.bias is not None:
+                module.bias.zero_()
+            if norm:
+                module.reset_running_stats()
