@@ -20,8 +20,11 @@ from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
+from datafree.methods.cmi import Cmi
+from datafree.methods.deepinversion import DeepInversion
 from datafree.methods.fast import Fast, FastMeta
 from datafree.methods.nayer import Nayer
+from datafree.methods.noise import Noise
 from datafree.methods.real_images import Kd, Scratch
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
@@ -43,7 +46,10 @@ from datafree.runs.folder import slug
 
 METHODS = Registry("method")
 METHODS.add("aeahl_rg", AeahlRg)
+METHODS.add("cmi", Cmi)
+METHODS.add("deepinversion", DeepInversion)
 METHODS.add("kd", Kd)
+METHODS.add("noise", Noise)
 METHODS.add("scratch", Scratch)
 METHODS.add("fast_meta", FastMeta)
 METHODS.add("fast", Fast)
@@ -252,12 +258,25 @@ PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     (None, "digits", None, {"attack_bound": 25.0, "p_width": 16}),
     *((name, "digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}) for name in LIKE_FAST),
     ("nayer", "digits", None, {"synthesis_batch_size": 60, "loops": 1, "warmup_loops": 2, "g_steps": 10, "ngf": 32}),
+    *(
+        (method, "digits", None, {"epochs": 8, "kd_steps": 100, "warmup": 0, "synthesis_batch_size": 64})
+        for method in ("cmi", "deepinversion", "noise")
+    ),
+    ("cmi", "digits", None, {"g_steps": 30, "ngf": 32, "negatives": 256}),
+    ("deepinversion", "digits", None, {"g_steps": 50}),
     (None, "digits100", None, {"epochs": 60, "kd_steps": 80, "warmup": 4, "batch_size": 64, "lr": 0.1}),
     (None, "digits100", None, {"attack_bound": 25.0, "p_width": 16}),
     *((name, "digits100", None, {"synthesis_batch_size": 128, "g_steps": 10, "ngf": 32}) for name in LIKE_FAST),
     ("aeahl_rg", "tiny_imagenet", None, {"g_steps": 50}),
     (None, "imagenet", None, {"batch_size": 64, "eval_every": 21}),
     ("aeahl_rg", "imagenet", None, {"g_steps": 50, "synthesis_batch_size": 64}),
+    *(
+        (method, data, None, {"epochs": 200, "warmup": 0, "lr": 0.1})  # of the CMI and Fast-Datafree code
+        for method in ("cmi", "deepinversion", "noise")
+        for data in ("cifar10", "cifar100")
+    ),
+    *(("cmi", data, "resnet34", {"features": "stages"}) for data in ("cifar10", "cifar100")),
+    *(("deepinversion", data, None, {"adi": 1.0}) for data in ("cifar10", "cifar100")),
     *((yardstick, None, None, {"warmup": 0}) for yardstick in ("kd", "scratch")),
     *((name, data, None, {"epochs": 220, "reset_l0": 0.636}) for name in FASTS for data in (*CIFAR, "tiny_imagenet")),
     *((name, data, "vgg11", {"adv": 1.0}) for name in LIKE_FAST for data in CIFAR),

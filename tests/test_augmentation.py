@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datafree.data.augmentation import Augmentation, random_crop_flip, to_levels, to_pixels
+from datafree.data.augmentation import (
+    Augmentation,
+    random_crop_flip,
+    random_resized_crop_flip,
+    roll_flip,
+    to_levels,
+    to_pixels,
+)
 
 
 def draws_of(generator, batch, padding):
@@ -73,6 +80,62 @@ def test_the_same_amount_is_drawn_whatever_the_settings():
         states.append(generator.get_state())
     assert all(torch.equal(state, states[0]) for state in states)
     assert not torch.equal(states[0], torch.Generator().manual_seed(0).get_state())
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_roll_moves_and_mirrors_the_whole_batch_as_torch_does_its_gradient_the_opposite_way(flip):
+    generator, twin = torch.Generator().manual_seed(2), torch.Generator().manual_seed(2)
+    seen = set()
+    for _ in range(20):
+        down, right = (torch.randint(-most, most + 1, (1, 1), generator=twin).item() for most in (2, 1))
+        mirrored = torch.rand(1, 1, generator=twin).item() < 0.5
+        x, towards = torch.rand(3, 2, 5, 7, requires_grad=True), torch.randn(3, 2, 5, 7)
+        y = x.detach().clone().requires_grad_()
+        by_hand = y.roll((down, right), (2, 3))
+        by_hand = by_hand.flip(3) if flip and mirrored else by_hand
+        out = roll_flip(x, generator, (2, 1), flip)
+        out.backward(towards)
+        by_hand.backward(towards)
+        assert torch.equal(out, by_hand) and torch.equal(x.grad, y.grad)
+        seen.add((down, right, mirrored))
+    assert len(seen) > 12 and {down for down, *_ in seen} == {-2, -1, 0, 1, 2}
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("shape", [(40, 3, 8, 8), (40, 1, 5, 9)])
+def test_a_resized_crop_is_what_grid_sample_reads_of_that_rectangle_in_value_and_gradient(shape, flip):
+    x, towards = torch.rand(shape, dtype=torch.float64, requires_grad=True), torch.randn(shape, dtype=torch.float64)
+    y, (B, _, H, W) = x.detach().clone().requires_grad_(), shape
+    share, ratio, down, right, side = torch.rand(5, B, generator=torch.Generator().manual_seed(4)).double()
+    share, ratio = 0.25 + 0.75 * share, (4 / 3) ** (2 * ratio - 1)
+    height, width = H * (share / ratio).sqrt().clamp(max=1), W * (share * ratio).sqrt().clamp(max=1)
+    assert (height < H).any() and (height == H).any() and (width == W).any()
+    grids = []
+    for b in range(B):
+        rows = down[b] * (H - height[b]) + (torch.arange(H) + 0.5) * height[b] / H  # 0 is the image's edge
+        columns = right[b] * (W - width[b]) + (torch.arange(W) + 0.5) * width[b] / W
+        columns = columns.flip(0) if flip and side[b] < 0.5 else columns
+        grids.append(torch.stack(torch.meshgrid(2 * columns / W - 1, 2 * rows / H - 1, indexing="xy"), dim=2))
+    by_hand = F.grid_sample(y, torch.stack(grids).double(), "bilinear", "border", align_corners=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = random_resized_crop_flip(x, torch.Generator().manual_seed(4), (0.25, 1.0), flip)
+    torch.testing.assert_close(out, by_hand, rtol=0, atol=1e-5)  # places are worked out in fp32
+    out.backward(towards)
+    by_hand.backward(towards)
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-4)
+
+
+def test_a_resized_crop_stays_between_the_pixels_it_is_made_of_and_draws_as_much_with_any_settings():
+    x, states = torch.rand(64, 3, 8, 8), []
+    for area, flip in (((0.25, 1.0), True), ((0.25, 1.0), False), ((1.0, 1.0), False)):
+        generator = torch.Generator().manual_seed(0)
+        out = random_resized_crop_flip(x, generator, area, flip)
+        assert out.min() >= 0 and out.max() <= 1 + 1e-6
+        states.append(generator.get_state())
+        torch.testing.assert_close(
+            random_resized_crop_flip(torch.full_like(x, 0.3), generator, area, flip).mean(), torch.tensor(0.3)
+        )
+    assert all(torch.equal(state, states[0]) for state in states)
 
 
 def test_all_256_levels_survive_the_way_to_pixels_and_back():

@@ -124,10 +124,17 @@ def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs
         }
         assert method in (None, *registry.METHODS) and dataset in (None, *registry.DATASETS)
         assert teacher in (None, *registry.MODELS)
+        name = method or "aeahl_rg"
+        known = {
+            each.name: (each, config)
+            for targets in ("soft", "attack")
+            for config in distillation_configs(registry.METHODS[name], name, targets).values()
+            for each in fields(config)
+        }
         for name, value in values.items():
             each, config = known[name]
             assert type(value) is kind_of(each, config)[0], name
-            config(**{name: value})
+            config(**{field.name: values[field.name] for field in fields(config) if field.name in values})
     for dataset, values in registry.TRAINING_PRESETS.items():
         assert dataset in registry.DATASETS and Training.Config(**values)
 

@@ -20,7 +20,10 @@ OWN = {  # flags that make each small
     "fast_meta": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --reset_l0 0.7 --meta reptile",
     "fast": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --reset_l0 0.7",
     "nayer": "--synthesis_batch_size 12 --loops 1 --warmup_loops 2 --g_steps 2 --noise_width 9 --ngf 4 --g_life 2",
+    "cmi": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --bank_size 12 --negatives 10",  # full at round 2
+    "deepinversion": "--synthesis_batch_size 8 --g_steps 2 --adi 1",
     "kd": "--warmup 0",
+    "noise": "--synthesis_batch_size 8",
     "scratch": "--warmup 0",
 }
 NO_TEACHER = {"scratch"}  # does not ask it

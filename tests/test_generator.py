@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from conftest import SIZE, small_generator
 
 from datafree.methods.aeahl_rg import build_generator
-from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv, draw_anew
+from datafree.models.generator import (
+    Decoder,
+    GenerativeNetwork,
+    ImageGenerator,
+    ReusableGenerator,
+    UpsampledConv,
+    draw_anew,
+    draw_as_dcgan,
+)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5)])
@@ -161,3 +169,34 @@ def test_first_values_drawn_anew_are_distributed_as_pytorchs_and_of_the_stream_a
     other = GenerativeNetwork(9, 16, SIZE)
     draw_anew(other, torch.Generator().manual_seed(3))
     assert all(torch.equal(a, b) for a, b in zip(g.parameters(), other.parameters(), strict=True))
+
+
+def test_an_image_generator_is_that_network_its_pixels_in_fp32_under_autocast():
+    network, pixels, z = GenerativeNetwork(6, 2, SIZE), ImageGenerator(6, 2, SIZE), torch.randn(64, 6)
+    pixels.load_state_dict(network.state_dict())
+    assert torch.equal(pixels(z), network(z)) and pixels.config == network.config
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half, full = network(z), pixels(z)
+    assert (half.dtype, full.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(full, half.float(), rtol=0, atol=2**-8)
+    assert not torch.equal(full, full.bfloat16().float())
+
+
+def test_a_network_drawn_as_dcgans_is_has_the_published_spreads_nothing_of_before_and_depends_on_the_stream_alone():
+    networks = [ImageGenerator(64, 16, 16) for _ in range(3)]
+    for network, seed in zip(networks, (1, 1, 2), strict=True):
+        network(torch.randn(8, 64))
+        draw_as_dcgan(network, torch.Generator().manual_seed(seed))
+    first, same, other = (network.state_dict() for network in networks)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    new = ImageGenerator(64, 16, 16).state_dict()
+    for name, value in first.items():
+        if name.endswith("weight"):
+            norm = value.ndim == 1
+            assert value.mean().item() == pytest.approx(float(norm), abs=0.02) and not torch.equal(value, other[name])
+            assert value.std().item() == pytest.approx(0.02, rel=0.5 if norm else 0.15), name
+        elif name.endswith("bias"):
+            assert not value.any()
+        else:
+            assert torch.equal(value, new[name])
+    assert all(parameter.requires_grad for parameter in networks[0].parameters())

@@ -18,6 +18,15 @@ def test_the_images_of_the_lowest_loss_are_kept_the_first_of_equals_without_grad
         assert not best.images.requires_grad and not best.loss.requires_grad
 
 
+def test_what_goes_with_the_best_images_is_kept_with_them():
+    best, seen = Best(), []
+    for loss in (2.0, 1.0, 3.0):
+        seen.append((torch.rand(2, 3, 4, 4), torch.rand(2, 5, requires_grad=True), torch.rand(2)))
+        best.keep(seen[-1][0], torch.tensor(loss), *seen[-1][1:])
+    assert torch.equal(best.images, seen[1][0]) and not any(each.requires_grad for each in best.beside)
+    assert len(best.beside) == 2 and all(torch.equal(*pair) for pair in zip(best.beside, seen[1][1:], strict=True))
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"), [("fomaml", 5.0 - 0.1 * 8), ("reptile", 5.0 - 0.1 * (5 - 2)), ("none", 2.0)]
 )

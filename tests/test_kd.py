@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from datafree.losses.kd import adversarial_loss, distillation_loss, hard_loss, kl_divergence, one_hot_loss
+from datafree.losses.kd import (
+    adversarial_loss,
+    competition_loss,
+    distillation_loss,
+    hard_loss,
+    jensen_shannon,
+    kl_divergence,
+    one_hot_loss,
+)
 
 T = [[2.0, -1.0, 0.5], [0.1, 0.3, -2.0], [-4.0, 1.0, 1.5], [0.0, 3.0, -1.0]]
 S = [[1.0, 0.0, -0.5], [1.1, -0.3, 0.7], [0.2, -1.0, 2.5], [0.5, 1.5, 1.4]]  # same class as T in rows 0, 2, 3
@@ -80,12 +88,42 @@ def test_adversarial_loss_is_minus_kl_where_the_classes_agree_with_gradients_to_
     assert loss < 0 and not t.grad[1].any() and not s.grad[1].any() and t.grad[0].any() and s.grad[0].any()
 
 
+def clamped_js(t, s, tau):
+    p, q = softmax(t, tau), softmax(s, tau)
+    m = [(x + y) / 2 for x, y in zip(p, q, strict=True)]
+    p, q, m = ([min(max(x, 0.01), 0.99) for x in each] for each in (p, q, m))
+    return sum(c * (math.log(c / a) + math.log(c / b)) / 2 for a, b, c in zip(p, q, m, strict=True))
+
+
+@pytest.mark.parametrize("tau", [3.0, 0.3])  # 0.3: with probabilities of 0.0000 and 0.9999
+def test_jensen_shannon_is_from_the_mean_to_both_answers_each_probability_within_bounds(tau):
+    t, s = torch.tensor(T), torch.tensor(S)
+    expected = sum(clamped_js(a, b, tau) for a, b in zip(T, S, strict=True)) / len(T)
+    close(jensen_shannon(t, s, tau), expected)
+    close(jensen_shannon(s, t, tau), expected)
+    assert jensen_shannon(t, t, tau).abs() < 1e-6
+
+
+def test_the_competition_loss_is_one_where_answers_agree_less_where_not_and_pulls_at_both():
+    t, s = (torch.tensor(each, requires_grad=True) for each in (T, S))
+    loss = competition_loss(t, s)
+    close(loss, 1 - sum(clamped_js(a, b, 3.0) for a, b in zip(T, S, strict=True)) / len(T))
+    loss.backward()
+    assert t.grad.any() and s.grad.any() and loss < 1
+    close(competition_loss(t, t), 1.0)
+    zero, small = (torch.tensor([[60.0] + 9 * [rest]]) for rest in (0.0, 48.9))  # 0.82 and nine of 0.02 at tau 3
+    assert jensen_shannon(zero, small) < 0 and competition_loss(zero, small) == 1  # what the clamps can do
+    far = [torch.tensor([[90.0, 0.0]]), torch.tensor([[0.0, 90.0]])]
+    assert jensen_shannon(*far) > 1 and competition_loss(*far) == 0
+
+
 def test_losses_of_bf16_logits_are_computed_in_fp32():
     t, s, y = torch.tensor(T).bfloat16(), torch.tensor(S).bfloat16(), torch.tensor(Y)
     for loss, rest in (
         (kl_divergence, (s,)),
         (distillation_loss, (s, 20.0)),
         (adversarial_loss, (s,)),
+        (competition_loss, (s,)),
         (one_hot_loss, (y,)),
         (hard_loss, (y,)),
     ):
@@ -99,6 +137,7 @@ def test_losses_of_huge_logits_are_finite():
         kl_divergence(t, s),
         distillation_loss(t, -s, 1.0),
         adversarial_loss(t, s),
+        competition_loss(t, s),
         one_hot_loss(t, torch.ones(1).long()),
     )
     assert all(value.isfinite().all() for value in values)

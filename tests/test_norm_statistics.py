@@ -8,7 +8,7 @@ from test_batchnorm import moments_by_hand
 from torch import nn
 
 from datafree.models.classifier import Classifier
-from datafree.models.norm_statistics import NormStatistics
+from datafree.models.norm_statistics import NormStatistics, SpatialMeans
 
 
 def hear(statistics, teacher, x):
@@ -71,6 +71,46 @@ def test_hooks_change_neither_the_teachers_output_nor_its_state_and_come_off():
     assert sum(len(module._forward_pre_hooks) for module in teacher.modules()) == 2
     statistics.remove()
     assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_spatial_means_are_those_of_each_norms_input_side_by_side_of_every_image_with_their_gradient():
+    teacher, x = small_teacher(), images(0).requires_grad_()
+    means = SpatialMeans(teacher)
+    hear(means, teacher, x)
+    teacher(images(1))
+    y = images(0).requires_grad_()
+    expected = torch.cat([each.mean((2, 3)) for each in bn_inputs(teacher, y)[:2]], dim=1)
+    torch.testing.assert_close(means.features(), expected)
+    towards = torch.randn(expected.shape)
+    means.features().backward(towards)
+    expected.backward(towards)
+    torch.testing.assert_close(x.grad, y.grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        hear(means, teacher, images(0))
+    assert means.heard and means.features().dtype == torch.float32
+    means.remove()
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_of_layers_at_one_resolution_the_last_can_stand_for_all():
+    conv = [nn.Conv2d(3, width, 3, stride, 1) for width, stride in ((3, 1), (3, 1), (3, 2))]
+    norms = [nn.BatchNorm2d(3) for _ in conv]
+    teacher, x = on_pixels(nn.Sequential(*(each for pair in zip(conv, norms, strict=True) for each in pair))), images(0)
+    inputs = [conv[0](x)]
+    for norm, layer in zip(norms, conv[1:], strict=False):
+        inputs.append(layer(norm.eval()(inputs[-1])))
+    for stages, counted in ((False, inputs), (True, inputs[1:])):
+        means = SpatialMeans(teacher, stages)
+        hear(means, teacher, x)
+        torch.testing.assert_close(means.features(), torch.cat([each.mean((2, 3)) for each in counted], dim=1))
+
+
+def test_the_mean_of_an_input_without_positions_is_the_input_itself():
+    network, x = Partly(), images(0)
+    teacher = on_pixels(network)
+    means = SpatialMeans(teacher)
+    hear(means, teacher, x)
+    assert torch.equal(means.features(), network.linear(x.flatten(1)))
 
 
 def test_a_teacher_without_running_statistics_has_no_layers_and_one_zero_that_is_made_once():

@@ -47,6 +47,27 @@ def adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     return -(agree * kl_divergence(teacher_logits, student_logits)).mean()
 
 
+def jensen_shannon(p_logits: Tensor, q_logits: Tensor, tau: float = 3.0) -> Tensor:
+    """JS of two networks' answers as Adaptive DeepInversion takes it, in nats: logits (B, C) twice -> scalar.
+
+        p = softmax(p_logits / tau), q likewise, m = (p + q) / 2;  each clamped to [0.01, 0.99]
+        JS = mean_B( KL(m || p) + KL(m || q) ) / 2
+
+    After the authors' code (Yin et al. 2020): the divergence is from the mean to each answer, the other way round than
+    Lin's (1991). The clamps can make it a little negative, and an answer beyond them has no gradient of its own.
+    Gradient flows through both.
+    """
+    p, q = ((logits.float() / tau).softmax(1) for logits in (p_logits, q_logits))
+    m = ((p + q) / 2).clamp(0.01, 0.99)
+    log_p, log_q = (each.clamp(0.01, 0.99).log() for each in (p, q))
+    return (m * (2 * m.log() - log_p - log_q)).sum(1).mean() / 2
+
+
+def competition_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """L_adi = 1 - JS(T, S), tau 3, JS clamped to [0, 1]: seek images that teacher and student see differently."""
+    return 1 - jensen_shannon(teacher_logits, student_logits).clamp(0, 1)
+
+
 def confidence(logits: Tensor) -> Tensor:
     """c = max_c softmax(logits)_c, in fp32: (B, C) -> (B,)."""
     return logits.float().softmax(1).amax(1)

@@ -162,19 +162,29 @@ class MetaInversion(Inversion):
 
 
 class Best:
-    """The images of the lowest loss so far; nothing is read from the device."""
+    """The images of the lowest loss so far, and what goes with them; nothing is read from the device."""
 
     def __init__(self) -> None:
-        self.images: Tensor | None = None
-        self.loss: Tensor | None = None
+        self._kept: list[Tensor] = []
 
-    def keep(self, images: Tensor, loss: Tensor) -> None:
-        """Takes (B, C, H, W) if its loss, a scalar, is lower than any before."""
-        images, loss = images.detach(), loss.detach()
-        if self.images is None:
-            self.images, self.loss = images, loss
-        better = loss < self.loss
-        self.images, self.loss = torch.where(better, images, self.images), torch.where(better, loss, self.loss)
+    def keep(self, images: Tensor, loss: Tensor, *beside: Tensor) -> None:
+        """Takes (B, C, H, W), and tensors beside it, if its loss, a scalar, is lower than any before."""
+        new = [each.detach() for each in (loss, images, *beside)]
+        old = self._kept or new
+        better = new[0] < old[0]
+        self._kept = [torch.where(better, *pair) for pair in zip(new, old, strict=True)]
+
+    @property
+    def loss(self) -> Tensor:
+        return self._kept[0]
+
+    @property
+    def images(self) -> Tensor:
+        return self._kept[1]
+
+    @property
+    def beside(self) -> list[Tensor]:
+        return self._kept[2:]
 
 
 # A meta step turns what the inner loop found into theta's gradient. Each is (theta, theta', summed gradients).

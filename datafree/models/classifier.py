@@ -34,6 +34,10 @@ class Normalise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
+    def undone(self, x: Tensor) -> Tensor:
+        """Pixels of normalised images."""
+        return x * self.std + self.mean
+
 
 def to_channels(x: Tensor, channels: int) -> Tensor:
     """Images (B, 1 or 3, H, W) in grey (as ITU-R 601 weighs the colours; so does PIL) or in three channels."""

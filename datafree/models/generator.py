@@ -154,3 +154,19 @@ def draw_anew(network: nn.Module, rng: torch.Generator) -> None:
                 parameter.uniform_(-bound, bound, generator=rng)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.reset_parameters()
+
+
+@torch.no_grad()
+def draw_as_dcgan(network: nn.Module, rng: torch.Generator) -> None:
+    """First values of Radford et al. 2015, from a stream on the network's device: weights ~ N(0, 0.02), biases 0.
+
+    Linear layers and convolutions. BatchNorm: weights ~ N(1, 0.02), biases 0, and no statistics.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d):
+            norm = isinstance(module, nn.BatchNorm2d)
+            module.weight.normal_(float(norm), 0.02, generator=rng)
+            if module.bias is not None:
+                module.bias.zero_()
+            if norm:
+                module.reset_running_stats()

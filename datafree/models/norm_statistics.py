@@ -1,4 +1,4 @@
-"""Listens to the inputs of a teacher's BatchNorm layers, and turns them into L_bn.
+"""Listens to the inputs of a teacher's BatchNorm layers, and turns them into L_bn, or into features of images.
 
 blend = (1 - bn_mmt) * of this batch + bn_mmt * running average over rounds      (no average yet: this batch)
 L_bn  = losses.batchnorm.bn_loss(blend, what the layers remember)
@@ -7,6 +7,7 @@ once a round: running average <- the blend of the round's last batch
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +16,26 @@ from ..losses.batchnorm import bn_loss, channel_moments, concatenated
 from .classifier import Classifier
 
 
-class NormStatistics:
-    """Of a teacher's batch, while asked to listen.
+class NormInputs:
+    """What is kept of the inputs of a teacher's BatchNorm layers, while asked to listen. Its forward is not changed."""
 
-    Args:
-        teacher: its forward is not changed.
-        momentum: bn_mmt in [0, 1), the weight on the average over rounds. 0 compares each batch alone.
-    """
-
-    def __init__(self, teacher: Classifier, momentum: float):
-        self.layers, self.momentum = teacher.norm_layers, momentum
-        self.average: Tensor | None = None  # means, then variances, of all layers
-        self._moments: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        self._blend: Tensor | None = None
-        self._listening = False
-        self._running: dict[tuple[nn.Module, ...], tuple[Tensor, Tensor]] = {}
+    def __init__(self, teacher: Classifier):
+        self.layers, self._listening = teacher.norm_layers, False
+        self._heard: dict[nn.Module, Any] = {}  # in the order of the forward pass
         self._hooks = [layer.register_forward_pre_hook(self._hear, with_kwargs=True) for layer in self.layers]
-        self._nothing = torch.zeros((), device=teacher.mean.device)
+
+    def kept(self, x: Tensor) -> Any:
+        """Of a layer's input (B, C, ...)."""
+        raise NotImplementedError
 
     def _hear(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if self._listening:
-            self._moments[layer] = channel_moments(args[0] if args else kwargs["input"])
+            self._heard[layer] = self.kept(args[0] if args else kwargs["input"])
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within, the teacher's forward passes leave their statistics here; outside they cost nothing."""
-        self._moments.clear()
+        """Within, the teacher's forward passes leave here what is kept of them; outside they cost nothing."""
+        self._heard.clear()
         self._listening = True
         try:
             yield
@@ -50,18 +45,59 @@ class NormStatistics:
     @property
     def heard(self) -> bool:
         """Whether the last forward pass went through any of the layers."""
-        return bool(self._moments)
+        return bool(self._heard)
 
     def remove(self) -> None:
         """Takes the hooks off the teacher."""
         for hook in self._hooks:
             hook.remove()
 
+
+class SpatialMeans(NormInputs):
+    """Features of images: the mean of each channel over positions, at every BatchNorm layer (CMI, Fang et al. 2021).
+
+    Args:
+        teacher: see NormInputs.
+        stages: whether of all layers that work at one resolution only the last one counts.
+    """
+
+    def __init__(self, teacher: Classifier, stages: bool = False):
+        super().__init__(teacher)
+        self.stages = stages
+
+    def kept(self, x: Tensor) -> tuple[tuple[int, ...], Tensor]:
+        return tuple(x.shape[2:]), x.flatten(2).mean(2, dtype=torch.float32) if x.ndim > 2 else x.float()
+
+    def features(self) -> Tensor:
+        """Of the batch last heard: (B, width), fp32, the layers side by side, with its gradient."""
+        heard = dict(self._heard.values()).values() if self.stages else (mean for _, mean in self._heard.values())
+        return torch.cat([*heard], dim=1)
+
+
+class NormStatistics(NormInputs):
+    """Of a teacher's batch, while asked to listen.
+
+    Args:
+        teacher: its forward is not changed.
+        momentum: bn_mmt in [0, 1), the weight on the average over rounds. 0 compares each batch alone.
+    """
+
+    def __init__(self, teacher: Classifier, momentum: float):
+        super().__init__(teacher)
+        self.momentum = momentum
+        self.average: Tensor | None = None  # means, then variances, of all layers
+        self._blend: Tensor | None = None
+        self._running: dict[tuple[nn.Module, ...], tuple[Tensor, Tensor]] = {}
+        self._nothing = torch.zeros((), device=teacher.mean.device)
+
+    def kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return channel_moments(x)
+
     def loss(self) -> Tensor:
         """L_bn of the batch last heard; zero for a teacher without BN layers."""
-        if not self._moments:
+        if not self._heard:
             return self._nothing
-        layers, (means, variances) = tuple(self._moments), zip(*self._moments.values(), strict=True)
+        layers, (means, variances) = tuple(self._heard), zip(*self._heard.values(), strict=True)
         batch = concatenated(means, variances)
         self._blend = batch if self.average is None else torch.lerp(batch, self.average, self.momentum)
         return bn_loss(self._blend, *self._remembered(layers))
@@ -78,7 +114,7 @@ class NormStatistics:
         """Takes the last batch whose loss was asked for into the average: once a round."""
         if self._blend is not None:
             self.average, self._blend = self._blend.detach(), None
-        self._moments.clear()
+        self._heard.clear()
 
     def state_dict(self) -> dict[str, Tensor | None]:
         return {"average": self.average}
