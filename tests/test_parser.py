@@ -67,7 +67,7 @@ MISTAKES = [
     ("--synthesis_batchsize 1", "unknown flag --synthesis_batchsize", "did you mean --synthesis_batch_size"),
     ("--teachr resnet20", "unknown flag --teachr", "--teacher"),
     ("--kdsteps=3", "unknown flag --kdsteps", "--kd_steps"),
-    ("--kd_step 3", "unknown flag --kd ", "did you mean --kd_steps"),  # no abbreviations
+    ("--kd_step 3", "unknown flag --kd_step ", "did you mean --kd_steps"),  # no abbreviations
     ("---lr 1", "unknown flag", ""),
     ("digits", "'digits'", "every value follows a flag"),
     ("-- --lr 1", "unknown flag", ""),
