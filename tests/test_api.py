@@ -31,6 +31,7 @@ def distil(path, student=None, teacher=None, **flags):
     return api.distil(teacher, student, **SHAPE, **(FLAGS | OWN | {"run_root": path} | flags)).folder
 
 
+@pytest.mark.slow
 def test_importing_the_package_costs_nothing_and_gives_what_it_names():
     code = "import datafree, sys; print({m for m in ('torch', 'numpy') if m in sys.modules}, datafree.distil.__name__)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -80,6 +81,7 @@ def test_teacher_and_student_may_have_formats_of_their_own_be_attacked_and_measu
     assert 0 <= summary["accuracy_last"] <= 100 and 0 <= summary["accuracy_teacher"] <= 100
 
 
+@pytest.mark.slow
 def test_no_flip_wins_over_flip(tmp_path, monkeypatch):
     told, make = [], api.Augmentation
     monkeypatch.setattr(api, "Augmentation", lambda *how: (told.append(how[1]), make(*how))[1])

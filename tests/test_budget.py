@@ -87,6 +87,7 @@ def test_a_plan_by_teacher_passes_is_kept_to_the_pass_and_leaves_no_trace_in_the
     assert all("budget" in line or "planning_seconds" in line for line in differences(*paths))
 
 
+@pytest.mark.slow
 def test_a_plan_by_seconds_says_how_near_it_came_and_a_resumption_keeps_it(tmp_path, at_epoch):  # noqa: F811
     flags = [*QUICK, "--budget_seconds", "5", "--run_root", tmp_path]
     at_epoch(2)

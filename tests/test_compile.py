@@ -143,6 +143,7 @@ def breaking(monkeypatch, *calls):
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
 
 
+@pytest.mark.slow
 def test_a_failure_at_the_first_network_is_one_line_and_all_run_as_they_are(monkeypatch, capfd):
     networks, x = {name: small_classifier(i) for i, name in enumerate("abc")}, torch.ones(2, 3, 8, 8)
     expected, said = [network(x) for network in networks.values()], []
@@ -158,6 +159,7 @@ def test_a_failure_at_the_first_network_is_one_line_and_all_run_as_they_are(monk
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_network_that_alone_cannot_be_compiled_runs_alone_as_it_is(monkeypatch):
     networks, x, said = {"good": small_classifier(1), "bad": small_classifier(2, width=6)}, torch.ones(2, 3, 8, 8), []
     expected = [network(x) for network in networks.values()]

@@ -92,6 +92,7 @@ def test_peak_memory_is_at_least_what_was_allocated_and_unknown_where_the_system
     assert device.peak_memory_mb(CPU) is None
 
 
+@pytest.mark.slow
 def test_a_run_on_a_system_without_module_resource_ends_well_and_reports_no_memory(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     finished([*QUICK, "--run_root", tmp_path])

@@ -85,6 +85,7 @@ def test_interrupted_and_resumed_it_ends_bit_identical(name, rounds, tmp_path, a
     assert differences(folder_in(tmp_path / "whole"), cut) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", ["--hl", "--hl --no_aea"])
 def test_the_hard_loss_works_or_is_refused_in_one_line(name, hard, tmp_path):
     flags = line(name, "--run_root", tmp_path, *hard.split(), *["--p_width", "2"] * (hard == "--hl"))

@@ -93,6 +93,7 @@ def check_card(folder, student, count, monkeypatch, path=None):
         torch.testing.assert_close(logits, student(pixels), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_exported_there(run, tmp_path):
     begun = shutil.copytree(run, tmp_path / "begun")
     config = json_of(begun / "config.json") | {"program": "datafree.distil"}
@@ -281,6 +282,7 @@ def test_a_library_s_student_leaves_in_all_formats_and_its_card_s_lines_give_its
     check_card(out, student.eval(), 3, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_network_of_torchvision_under_another_name_is_torchvision_s(tmp_path, monkeypatch):
     student, origin = registry_s_torchvision_student()
     export(student, origin, ["safetensors"], tmp_path / "out")
@@ -288,6 +290,7 @@ def test_a_network_of_torchvision_under_another_name_is_torchvision_s(tmp_path, 
     check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "library"),
     [("torchvision:squeezenet1_1", "torchvision"), ("resnet8", "pytorch"), ("timm:test_resnet", "timm")],
@@ -312,6 +315,7 @@ def test_timm_s_folder_carries_input_format_and_class_names(tmp_path):
     assert list(cfg["label_names"]) == [f"class {i}" for i in range(CLASSES)]
 
 
+@pytest.mark.slow
 def test_transformers_folder_carries_input_format_and_class_names(tmp_path):
     student, origin = transformers_vit()
     export(student, origin, ["safetensors"], tmp_path / "out")
@@ -465,6 +469,7 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_an_export_whole_and_leaves_other_files_alone(tmp_path):
     student, origin = quick()
     out = tmp_path / "out"

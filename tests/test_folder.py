@@ -135,6 +135,7 @@ def test_a_column_gets_its_place_when_it_first_comes_and_empty_cells_above(path)
     assert [event.value for event in events.Scalars("accuracy")] == [5.0]
 
 
+@pytest.mark.slow
 def test_resuming_drops_the_rows_beyond_the_saved_epoch_in_metrics_and_tensorboard_and_takes_new_columns(path):
     with RunFolder(path) as folder:
         folder.start()

@@ -98,6 +98,7 @@ def write_classes(root, classes, parts=("train", "val"), size=(20, 16)):
             write_image(root / part / name / "a.png", (i % 256, i // 256, 0), size)
 
 
+@pytest.mark.slow
 def test_imagenet_reads_a_thousand_classes_in_the_order_of_their_names(tmp_path):
     write_classes(tmp_path / "imagenet", [f"n{i:08d}" for i in range(1000)], ("val",), size=(2, 2))
     images = load_imagenet(tmp_path, False, False)

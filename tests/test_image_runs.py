@@ -50,6 +50,7 @@ def training(pets, root, *more):
     return [*line, *flags(pets, root), "--output", root / "t.pth", *more]
 
 
+@pytest.mark.slow
 def test_the_log_says_which_folder_the_test_images_are_from(pets, tmp_path):
     shown = finished(distilling(pets, tmp_path))
     assert f"\ntest set: {pets}/pets/test, 18 images, in memory\n" in shown and "of 18 test images" in shown

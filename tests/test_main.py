@@ -152,6 +152,7 @@ def test_dry_run_shows_everything_and_writes_nothing(tmp_path):
     assert "networks compiled" in finished([*QUICK, "--compile", "--dry_run"]) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_committed_teachers_know_985_of_1000_held_out_digits():
     images = registry.load_digits("data", False, False)
     for name in ("resnet20", "wrn16_1"):
@@ -168,6 +169,7 @@ def test_a_teacher_that_is_not_where_it_is_looked_for_is_named_with_the_place(tm
 # Reuse
 
 
+@pytest.mark.slow
 def test_a_reuse_mode_trains_on_from_what_another_students_task_left(anew, tmp_path):
     finished([*QUICK, "--mode", "reuse_common", *parts_of(anew), "--student", "wrn16_1", "--run_root", tmp_path])
     folder = tmp_path / "reuse_common-digits-resnet8-wrn16_1"
@@ -175,6 +177,7 @@ def test_a_reuse_mode_trains_on_from_what_another_students_task_left(anew, tmp_p
     assert 0 < (left - now).abs().max() < 0.5  # from there, not from random
 
 
+@pytest.mark.slow
 def test_without_paths_reuse_takes_what_the_anew_run_of_the_same_task_left(anew, tmp_path):
     shutil.copytree(anew, tmp_path / FOLDER)
     finished([*QUICK, "--mode", "reuse_fix", "--run_root", tmp_path, "--reuse_pick", "g2"])

@@ -27,6 +27,7 @@ QUICK = settings(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(program=st.sampled_from(sorted(PARSERS)), line=st.lists(WORDS, max_size=5))
 def test_any_words_at_all_are_values_or_one_line(program, line):
@@ -107,6 +108,7 @@ FOREIGN = {  # with an object, so that torch.load refuses them, whole
 }
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=80)
 @given(kind=st.sampled_from(sorted(FOREIGN)), at=AT, mask=MASK, cut=st.booleans())
 def test_a_file_of_any_origin_changed_or_cut_anywhere_is_refused_in_one_line_or_loads(kind, at, mask, cut, tmp_path):

@@ -15,6 +15,7 @@ NUM_CLASSES = 7  # of no data set, so that a fixed number of classes shows
 CONFIG = AeahlRg.Config(synthesis_batch_size=3, nz=8, ngf=2, g_steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_learns_as_a_student_and_inverts_as_a_teacher(name):
     model = FP32.place(Classifier(MODELS[name](NUM_CLASSES), name, NUM_CLASSES, 32, MEAN, STD)).train()

@@ -49,6 +49,7 @@ def ran(monkeypatch):
     return lines, fails
 
 
+@pytest.mark.slow
 def test_the_whole_plan_is_120_runs_with_every_reuse_behind_its_source(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     script("reproduce").main(["--dry_run", "--run_root", str(tmp_path)])
@@ -64,6 +65,7 @@ def test_the_whole_plan_is_120_runs_with_every_reuse_behind_its_source(capsys, m
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_dry_run_names_missing_teachers_with_the_command_for_each_and_a_run_refuses(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     script("reproduce").main(["--dry_run", "--datasets", "cifar10"])

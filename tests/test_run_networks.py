@@ -39,6 +39,7 @@ def test_student_and_teacher_score_on_pixels_what_the_summary_says(run):
         assert 100 * (predicted == true).double().mean().item() == pytest.approx(run.run.summary[key])
 
 
+@pytest.mark.slow
 def test_a_teacher_of_several_sets_of_weights_is_the_one_that_the_run_had(tmp_path):
     state = torch.load(BEFORE / "digits_resnet8.pth", weights_only=True)["state_dict"]
     other = state | {"fc.bias": state["fc.bias"] + 1}
