@@ -23,6 +23,7 @@ from datafree.methods.aeahl_rg import AeahlRg
 from datafree.methods.real_images import Kd, Scratch
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
+from datafree.models.lenet import LeNet5
 from datafree.models.names import (
     UNKNOWN,
     InputFormat,
@@ -143,6 +144,21 @@ def mobilenetv2(num_classes: int) -> nn.Module:
 
 
 @MODELS.register
+def lenet5(num_classes: int) -> nn.Module:
+    return LeNet5((6, 16, 120, 84), num_classes)
+
+
+@MODELS.register
+def lenet5_half(num_classes: int) -> nn.Module:
+    return LeNet5((3, 8, 60, 42), num_classes)
+
+
+@MODELS.register
+def lenet5_bn(num_classes: int) -> nn.Module:
+    return LeNet5((6, 16, 120, 84), num_classes, batch_norm=True)
+
+
+@MODELS.register
 def resnet50_imagenet(num_classes: int) -> nn.Module:
     return torchvision.models.resnet50(num_classes=num_classes)
 
@@ -156,6 +172,9 @@ def resnet18_imagenet(num_classes: int) -> nn.Module:
 def mobilenetv2_imagenet(num_classes: int) -> nn.Module:
     return torchvision.models.mobilenet_v2(num_classes=num_classes)
 
+
+# What a network reads whatever the data are; all others are built for the data.
+READS = dict.fromkeys(("lenet5", "lenet5_half", "lenet5_bn"), InputFormat((32, 32), 1))
 
 DATASETS = Registry("data set")
 
@@ -227,11 +246,11 @@ def teacher_file(dataset: str, model: str) -> Path | None:
 def classifier(
     name: str, spec: DatasetSpec, given: InputFormat = UNKNOWN, weights: Weights = "none", download: bool = False
 ) -> Classifier:
-    """The named network for a data set, its input format what is given, else its library's, else the data set's.
+    """The named network for a data set, its input format what is given, else its own, else the data set's.
 
     Raises UserError as :func:`datafree.models.names.network_of` does.
     """
-    of_data = format_of(spec)
+    of_data, given = format_of(spec), given.over(READS.get(name, UNKNOWN))
     network, own = network_of(name, spec.num_classes, MODELS, given.over(of_data), weights, download)
     return classifier_of(network, name, spec.num_classes, given.over(own), of_data)
 
