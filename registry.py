@@ -19,6 +19,7 @@ from datafree.data.imagefolder import imagefolder_spec
 from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
+from datafree.methods.adversarial import Dafl, Dfad, Dfq, Mad, Zskt
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.methods.real_images import Kd, Scratch
 from datafree.models.cifar_resnet import CifarResNet
@@ -42,6 +43,11 @@ from datafree.runs.folder import slug
 
 METHODS = Registry("method")
 METHODS.add("aeahl_rg", AeahlRg)
+METHODS.add("dafl", Dafl)
+METHODS.add("zskt", Zskt)
+METHODS.add("dfad", Dfad)
+METHODS.add("dfq", Dfq)
+METHODS.add("mad", Mad)
 METHODS.add("kd", Kd)
 METHODS.add("scratch", Scratch)
 
