@@ -20,6 +20,7 @@ from conftest import (
     user_error,
 )
 from test_aeahl_rg import bn_inputs, bn_norms, context_of, moments, takes
+from test_compile import traced  # noqa: F401
 from test_sync import no_reading  # noqa: F401
 from torch import nn
 
@@ -27,10 +28,11 @@ from datafree import api
 from datafree.cli.flags import LengthConfig, distillation_configs
 from datafree.configuration import resolve
 from datafree.data.batch import TEACHER_LOGITS
+from datafree.engine.compiling import Compiling
 from datafree.engine.randomness import Streams
 from datafree.methods.adversarial import Dafl, Dfad, Dfq, Mad, Zskt
 from datafree.models.classifier import Classifier
-from datafree.models.generator import GenerativeNetwork
+from datafree.models.generator import GenerativeNetwork, StandardisedNetwork
 
 METHODS = {"dafl": Dafl, "zskt": Zskt, "dfad": Dfad, "dfq": Dfq, "mad": Mad}
 WITH_STUDENT = ("zskt", "dfad", "dfq", "mad")
@@ -40,7 +42,7 @@ OWN = {
     "dfq": {"adv": 1.3, "oh": 0.2, "balance": 0.5, "ent": 0.4, "bn": 0.01, "bn_form": "l2"},
 }
 # The true gradient of biases in front of a BN is zero; what is left is rounding, whose sign Adam would act on.
-MUTE = ("l1.0.bias",)
+MUTE = ("l1.0.bias", "conv_blocks.9.bias")
 
 
 def method(name, context=None, **changes):
@@ -77,19 +79,24 @@ def terms_by_hand(name, context, x, warmup):
     return sum(weight * known[term] for term, weight in weights.items()), {term: known[term] for term in weights}
 
 
+def trained(network):
+    """Names and parameters; what stands in for the data's mean and standard deviation is none."""
+    return [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+
+
 class ByHand:
     """A generator of its own, stepped by Adam in a few lines."""
 
     def __init__(self, subject, betas=(0.9, 0.999)):
         self.generator, self.betas, self.steps = copy.deepcopy(subject.generator), betas, 0
-        self.m = {name: torch.zeros_like(p) for name, p in self.generator.named_parameters()}
+        self.m = {name: torch.zeros_like(p) for name, p in trained(self.generator)}
         self.v = copy.deepcopy(self.m)
 
     def step(self, name, context, z, warmup=False, lr=LR_G, clip=None):
         """Images, terms, gradients before a limit to them."""
         x = self.generator(z)
         loss, terms = terms_by_hand(name, context, x, warmup)
-        parameters = dict(self.generator.named_parameters())
+        parameters = dict(trained(self.generator))
         gradients = dict(zip(parameters, torch.autograd.grad(loss, [*parameters.values()]), strict=True))
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
         self.steps += 1
@@ -112,7 +119,7 @@ def assert_same_weights(found, expected, before):
     """Up to rounding of what the steps have changed."""
     old = dict(before.named_parameters())
     other = dict(expected.named_parameters())
-    for name, parameter in found.named_parameters():
+    for name, parameter in trained(found):
         if name not in MUTE:
             moved, wanted = parameter - old[name], other[name] - old[name]
             assert (moved - wanted).norm() < 2e-2 * wanted.norm(), name
@@ -148,7 +155,7 @@ def test_a_generator_seeks_disagreement_and_has_no_reason_to_move_where_the_stud
     for who, student in (("twin", twin), ("other", small_classifier(2))):
         subject = method(name, small_context(teacher, student), **alone)
         subject.synthesize(warmup=False)
-        gradient = torch.cat([p.grad.flatten() for p in subject.generator.parameters()])
+        gradient = torch.cat([p.grad.flatten() for _, p in trained(subject.generator)])
         seen[who] = gradient.norm().item(), subject.context.read().means()["loss_adv"]
     (none, zero), (some, below) = seen["twin"], seen["other"]
     assert some > 1e-3 and none < 1e-5 * some and below < -0.1 and abs(zero) < 1e-6
@@ -270,7 +277,7 @@ def test_the_gradient_is_limited_to_a_norm():
     by_hand = ByHand(subject)
     _, _, norm = by_hand.step("dfad", subject.context, noise(streams), clip=1e-3)
     subject.synthesize(warmup=False)
-    found = math.sqrt(sum(float(p.grad.square().sum()) for p in subject.generator.parameters()))
+    found = math.sqrt(sum(float(p.grad.square().sum()) for _, p in trained(subject.generator)))
     assert norm > 2e-3 and found == pytest.approx(1e-3, rel=1e-2)
 
 
@@ -384,8 +391,25 @@ def test_a_round_reads_nothing_before_its_end(name, targets, tmp_path, monkeypat
     assert all(map(math.isfinite, job.context.read().means().values()))
 
 
-def test_the_generator_is_the_published_one_and_depends_on_the_seed_alone():
+def test_the_generator_is_standardised_unless_refused_and_depends_on_the_seed_alone():
     first, same, other = method("dfad"), method("zskt"), method("dfad", context_of(seed=1))
-    assert isinstance(first.generator, GenerativeNetwork)
+    free = method("dfad", g_output="free")
+    assert type(first.generator) is StandardisedNetwork and type(free.generator) is GenerativeNetwork
+    assert all(torch.equal(p, first.generator.get_parameter(name)) for name, p in free.generator.named_parameters())
     assert same_state(state_of(first.generator), state_of(same.generator))
     assert not same_state(state_of(first.generator), state_of(other.generator))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dafl", "dfq"])
+def test_compiled_networks_let_the_same_be_heard(name, traced):  # noqa: F811
+    eager, compiled = method(name), method(name)
+    context = compiled.context
+    Compiling(True).compile({"teacher": context.teacher, "student": context.student, "busy": compiled.busy[0]})
+    for _ in range(2):
+        terms = []
+        for subject in (eager, compiled):
+            subject.synthesize(warmup=False)
+            terms.append(subject.context.read().means())
+        assert terms[0] == pytest.approx(terms[1], rel=1e-3)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0

@@ -17,8 +17,8 @@ from scripts.kill_test import differences
 SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --precision fp32"
 OWN = {  # flags that make each small
     "aeahl_rg": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4",
-    **{name: "--ep_steps 2 --nz 16 --ngf 4" for name in ("dafl", "dfq")},
-    **{name: "--ep_steps 2 --nz 16 --ngf 4 --warmup 0" for name in ("zskt", "dfad", "mad")},
+    **dict.fromkeys(("dafl", "dfq"), "--ep_steps 2 --nz 16 --ngf 4"),
+    **dict.fromkeys(("zskt", "dfad", "mad"), "--ep_steps 2 --nz 16 --ngf 4 --warmup 0"),
     "kd": "--warmup 0",
     "scratch": "--warmup 0",
 }

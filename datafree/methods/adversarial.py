@@ -23,6 +23,7 @@ import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from ..errors import UserError
 from ..losses.adversarial import activation_loss, balance_loss, kl_disagreement, l1_disagreement, sample_entropy
 from ..losses.batchnorm import bn_loss, gaussian_bn_loss
 from ..losses.kd import one_hot_loss
-from ..models.generator import GenerativeNetwork
+from ..models.generator import GenerativeNetwork, StandardisedNetwork
 from ..models.head_input import HeadInput
 from ..models.norm_statistics import NormStatistics
 from .base import Method
@@ -46,9 +47,9 @@ from .base import Method
 class Adversarial(Method):
     """What the five share: a generator, its steps, fresh images. Draws from "synthesis", "distillation" and "sample".
 
-    The generator is that of the later papers, whose sigmoid gives pixels in [0, 1]; in the original codes a BatchNorm
-    without weights (with them in ZSKT, behind a tanh elsewhere) gives normalised images. It stays in train mode while
-    the student learns, as in DAFL, ZSKT and DFAD; in DFQ's reference it is in eval mode then.
+    The generator ends in a sigmoid, for pixels in [0, 1]; those of the original codes in a BatchNorm that gives
+    normalised images: without weights behind a tanh in DAFL, DFAD and DFQ, with weights in ZSKT. It stays in train mode
+    while the student learns, as in DAFL, ZSKT and DFAD; in DFQ's reference it is in eval mode then.
 
     Attributes:
         annealed: whether lr_g falls along a cosine unless told otherwise.
@@ -69,6 +70,11 @@ class Adversarial(Method):
         g_steps: int = knob(1, "generator steps a round; kd_steps of the student follow", low=1, unit="G")
         nz: int = knob(256, "length of the noise vector z", low=1, high=2**16, unit="N")
         ngf: int = knob(64, "width of the generator; lower is faster", low=1, high=2**16, unit="CHANNELS")
+        g_output: str = knob(
+            "standardised",
+            "standardised: images with the data's mean and standard deviation; free: as they come, with a low lr_g",
+            choices=("standardised", "free"),
+        )
         lr_g: float = knob(1e-3, "learning rate of the generator; lower it where all images are alike", above=0)
         anneal_g: int | None = knob(
             None,
@@ -84,10 +90,12 @@ class Adversarial(Method):
         super().__init__(context, config)
         self.teacher = context.answering
         channels, *img_size = context.spec.shape
+        like_data = {"mean": context.spec.mean, "std": context.spec.std}
+        kind = GenerativeNetwork if config.g_output == "free" else partial(StandardisedNetwork, **like_data)
         with initialising(context.streams.seed, "generator"):
-            generator = GenerativeNetwork(config.nz, config.ngf, img_size, channels)
+            generator = kind(config.nz, config.ngf, img_size, channels)
         self.generator = context.compute.place(generator).train()
-        self.parameters = list(self.generator.parameters())
+        self.parameters = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr_g, betas=config.adam_betas, fused=True)
         self.annealed_steps = 0
 
@@ -315,7 +323,7 @@ class Mad(Adversarial):
     def generator_step(self, z: Tensor, warmup: bool) -> Batch:
         batch = super().generator_step(z, warmup)
         with torch.no_grad():
-            torch._foreach_lerp_([*self.slow.parameters()], self.parameters, 1 - self.config.ema)
+            torch._foreach_lerp_([*self.slow.parameters()], [*self.generator.parameters()], 1 - self.config.ema)
         return batch
 
     def batches(self, count: int, size: int) -> Iterator[Batch]:
