@@ -19,6 +19,7 @@ from datafree.data.imagefolder import imagefolder_spec
 from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
+from datafree.methods.adversarial import Dafl, Dfad, Dfq, Mad, Zskt
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.methods.cmi import Cmi
 from datafree.methods.deepinversion import DeepInversion
@@ -28,6 +29,7 @@ from datafree.methods.noise import Noise
 from datafree.methods.real_images import Kd, Scratch
 from datafree.models.cifar_resnet import CifarResNet
 from datafree.models.classifier import Classifier
+from datafree.models.lenet import LeNet5
 from datafree.models.names import (
     UNKNOWN,
     InputFormat,
@@ -48,6 +50,11 @@ METHODS = Registry("method")
 METHODS.add("aeahl_rg", AeahlRg)
 METHODS.add("cmi", Cmi)
 METHODS.add("deepinversion", DeepInversion)
+METHODS.add("dafl", Dafl)
+METHODS.add("zskt", Zskt)
+METHODS.add("dfad", Dfad)
+METHODS.add("dfq", Dfq)
+METHODS.add("mad", Mad)
 METHODS.add("kd", Kd)
 METHODS.add("noise", Noise)
 METHODS.add("scratch", Scratch)
@@ -154,6 +161,21 @@ def mobilenetv2(num_classes: int) -> nn.Module:
 
 
 @MODELS.register
+def lenet5(num_classes: int) -> nn.Module:
+    return LeNet5((6, 16, 120, 84), num_classes)
+
+
+@MODELS.register
+def lenet5_half(num_classes: int) -> nn.Module:
+    return LeNet5((3, 8, 60, 42), num_classes)
+
+
+@MODELS.register
+def lenet5_bn(num_classes: int) -> nn.Module:
+    return LeNet5((6, 16, 120, 84), num_classes, batch_norm=True)
+
+
+@MODELS.register
 def resnet50_imagenet(num_classes: int) -> nn.Module:
     return torchvision.models.resnet50(num_classes=num_classes)
 
@@ -167,6 +189,9 @@ def resnet18_imagenet(num_classes: int) -> nn.Module:
 def mobilenetv2_imagenet(num_classes: int) -> nn.Module:
     return torchvision.models.mobilenet_v2(num_classes=num_classes)
 
+
+# What a network reads whatever the data are; all others are built for the data.
+READS = dict.fromkeys(("lenet5", "lenet5_half", "lenet5_bn"), InputFormat((32, 32), 1))
 
 DATASETS = Registry("data set")
 
@@ -238,11 +263,11 @@ def teacher_file(dataset: str, model: str) -> Path | None:
 def classifier(
     name: str, spec: DatasetSpec, given: InputFormat = UNKNOWN, weights: Weights = "none", download: bool = False
 ) -> Classifier:
-    """The named network for a data set, its input format what is given, else its library's, else the data set's.
+    """The named network for a data set, its input format what is given, else its own, else the data set's.
 
     Raises UserError as :func:`datafree.models.names.network_of` does.
     """
-    of_data = format_of(spec)
+    of_data, given = format_of(spec), given.over(READS.get(name, UNKNOWN))
     network, own = network_of(name, spec.num_classes, MODELS, given.over(of_data), weights, download)
     return classifier_of(network, name, spec.num_classes, given.over(own), of_data)
 

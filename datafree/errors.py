@@ -14,7 +14,10 @@ from torch import Tensor, nn
 MOST_SHOWN = 40  # names of a list; chosen by us
 RATES = {  # the flag to lower where one of these terms, or weights of these networks, became NaN or infinite
     "--lr": ("loss_kd", "loss_hard", "student", "loss", "model"),
-    "--lr_g": ("loss_bn", "loss_tv", "loss_l2", "loss_patch", "loss_oh", "g1", "g2", "d"),
+    "--lr_g": (
+        *("loss_bn", "loss_tv", "loss_l2", "loss_patch", "loss_oh", "loss_act", "loss_balance", "loss_ent"),
+        *("g1", "g2", "d", "generator", "slow generator"),
+    ),
     "--lr_p": ("loss_gap", "P"),
 }
 

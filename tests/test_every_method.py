@@ -22,6 +22,8 @@ OWN = {  # flags that make each small
     "nayer": "--synthesis_batch_size 12 --loops 1 --warmup_loops 2 --g_steps 2 --noise_width 9 --ngf 4 --g_life 2",
     "cmi": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --bank_size 12 --negatives 10",  # full at round 2
     "deepinversion": "--synthesis_batch_size 8 --g_steps 2 --adi 1",
+    **dict.fromkeys(("dafl", "dfq"), "--ep_steps 2 --nz 16 --ngf 4"),
+    **dict.fromkeys(("zskt", "dfad", "mad"), "--ep_steps 2 --nz 16 --ngf 4 --warmup 0"),
     "kd": "--warmup 0",
     "noise": "--synthesis_batch_size 8",
     "scratch": "--warmup 0",

@@ -1,5 +1,7 @@
 """g1, g2, d and G: arithmetic against plain layers, published names and sizes, and what they refuse."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from datafree.models.generator import (
     GenerativeNetwork,
     ImageGenerator,
     ReusableGenerator,
+    StandardisedNetwork,
     UpsampledConv,
     draw_anew,
     draw_as_dcgan,
@@ -200,3 +203,31 @@ def test_a_network_drawn_as_dcgans_is_has_the_published_spreads_nothing_of_befor
         else:
             assert torch.equal(value, new[name])
     assert all(parameter.requires_grad for parameter in networks[0].parameters())
+
+
+MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.25, 0.3)
+
+
+def test_standardised_images_have_the_datas_mean_and_deviation_before_the_sigmoid_bends_them():
+    network, z = StandardisedNetwork(6, 4, 8, 3, MEAN, STD).train(), torch.randn(32, 6)
+    with torch.no_grad():
+        network.conv_blocks[-3].weight.mul_(50)  # whatever the last convolution gives
+        network.conv_blocks[-3].bias.fill_(9)
+    x = network(z)
+    assert x.shape == (32, 3, 8, 8) and x.min() > 0 and x.max() < 1
+    for c, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+        logits = torch.logit(x[:, c].double())
+        assert logits.mean().item() == pytest.approx(math.log(mean / (1 - mean)), abs=1e-3)
+        assert mean * (1 - mean) * logits.std().item() == pytest.approx(std, rel=1e-2)
+    grey = StandardisedNetwork(6, 4, 8, 1, (0.5,), (0.02,)).train()(z)  # where the sigmoid is straight
+    assert grey.mean().item() == pytest.approx(0.5, abs=1e-3) and grey.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_what_stands_for_the_data_is_not_trained_and_black_and_white_means_are_bounded():
+    network, plain = StandardisedNetwork(6, 4, 8, 3, (0.0, 1.0, 0.5), (1.0, 0.4, 1.0)), GenerativeNetwork(6, 4, 8, 3)
+    frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
+    torch.testing.assert_close(frozen["conv_blocks.standardised.weight"], torch.tensor([0.5 / 0.09, 0.4 / 0.09, 2.0]))
+    torch.testing.assert_close(frozen["conv_blocks.standardised.bias"].sigmoid(), torch.tensor([0.1, 0.9, 0.5]))
+    assert len(frozen) == 2
+    shapes = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+    assert shapes == {name: p.shape for name, p in plain.named_parameters()}

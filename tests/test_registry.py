@@ -23,6 +23,8 @@ FACTS = {  # classes, size, whether mirrored; mean and standard deviation that t
     "imagenet": (1000, (224, 224), True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
+OF_IMAGENET = ("resnet50", "resnet18", "mobilenetv2")
+
 
 def test_every_data_set_is_registered_under_its_own_name_with_its_numbers():
     specs = dict(DATASETS.items())
@@ -56,8 +58,9 @@ def test_a_classifier_brings_the_input_format_of_its_data_set():
     torch.testing.assert_close(cifar.std.flatten(), torch.tensor(FACTS["cifar10"][4]))
 
 
-def test_models_are_the_published_19_and_three_of_imagenet():
-    assert set(MODELS) == {*PUBLISHED, "resnet50_imagenet", "resnet18_imagenet", "mobilenetv2_imagenet"}
+def test_models_are_the_published_19_lenets_and_three_of_imagenet():
+    lenets, of_imagenet = {"lenet5", "lenet5_half", "lenet5_bn"}, {f"{name}_imagenet" for name in OF_IMAGENET}
+    assert set(MODELS) == {*PUBLISHED, *lenets, *of_imagenet}
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_or_else_with_all():

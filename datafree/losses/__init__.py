@@ -1,1 +1,1 @@
-"""The objectives, as pure functions: of logits (kd.py) and of the teacher's statistics (batchnorm.py)."""
+"""The objectives, as pure functions: of logits, of images, of what a teacher's layers remember."""

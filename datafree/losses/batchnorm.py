@@ -2,6 +2,7 @@
 
     mu_l, var_l = mean and biased variance of layer l's input over batch and positions
     L_bn        = sum_l ||mu_l - mu^_l||_2 + ||var_l - var^_l||_2          (DeepInversion, Yin et al. 2020)
+    or          sum_l sum_c KL(N(mu_lc, var_lc) || N(mu^_lc, var^_lc))     (Choi et al. 2020)
 
 All layers' statistics lie in one vector, a segment a norm: [mu_1, ..., mu_L, var_1, ..., var_L].
 """
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+EPSILON = 1e-5  # of nn.BatchNorm2d
 
 
 class _ChannelMoments(torch.autograd.Function):
@@ -64,6 +67,19 @@ def bn_loss(statistics: Tensor, running: Tensor, lengths: Tensor) -> Tensor:
         lengths: channels of each segment, int64, summing to N.
     """
     return _SumOfNorms.apply(statistics - running, lengths)
+
+
+def gaussian_bn_loss(statistics: Tensor, running: Tensor, lengths: Tensor) -> Tensor:
+    """L_bn as the KL divergence of normal distributions, a channel each, in nats: arguments as of ``bn_loss``.
+
+        log(s^ / s) + (s^2 + (mu - mu^)^2) / (2 s^^2) - 1/2,    s^2 = var + EPSILON, s^^2 = var^ + EPSILON
+
+    EPSILON, as in the layers themselves, keeps channels that are always zero finite; the paper has none.
+    """
+    (mean, variance), (remembered_mean, remembered_variance) = statistics.chunk(2), running.chunk(2)
+    ratio = (variance + EPSILON) / (remembered_variance + EPSILON)
+    squared = (mean - remembered_mean).square() / (remembered_variance + EPSILON)
+    return 0.5 * (ratio + squared - ratio.log() - 1).sum()
 
 
 def concatenated(means: Sequence[Tensor], variances: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ g1 and g2 have the same architecture and independent weights; d and one of the t
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,35 @@ class ImageGenerator(GenerativeNetwork):
     def __init__(self, nz: int = 256, ngf: int = 64, img_size: int | Size = 32, channels: int = 3):
         super().__init__(nz, ngf, img_size, channels)
         self.conv_blocks[-1] = ExactSigmoid()
+
+
+class StandardisedNetwork(ImageGenerator):
+    """g whose images have the data's mean and standard deviation, over batch and pixels, up to the sigmoid's bend.
+
+        x = sigmoid(logit(mean) + std / (mean * (1 - mean)) * n),    n the last convolution's output, normalised
+
+    So are the generators of DAFL, DFAD and DFQ, whose BatchNorm gives normalised images: images cannot pale, and the
+    sigmoid cannot go blind, whatever the learning rate.
+
+    Args:
+        mean, std: of the data, a value a channel; taken as at least 0.1 from black and white, and at most 0.5.
+    """
+
+    def __init__(
+        self,
+        nz: int,
+        ngf: int,
+        img_size: int | Size,
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        super().__init__(nz, ngf, img_size, channels)
+        *layers, sigmoid = self.conv_blocks.named_children()
+        norm, mean = nn.BatchNorm2d(channels).requires_grad_(False), torch.tensor(mean).clamp(0.1, 0.9)
+        norm.bias.copy_(mean.logit())
+        norm.weight.copy_(torch.tensor(std).clamp(max=0.5) / (mean * (1 - mean)))
+        self.conv_blocks = nn.Sequential(OrderedDict([*layers, ("standardised", norm), sigmoid]))
 
 
 class Decoder(nn.Module):

@@ -1,11 +1,11 @@
 """Listens to the inputs of a teacher's BatchNorm layers, and turns them into L_bn, or into features of images.
 
 blend = (1 - bn_mmt) * of this batch + bn_mmt * running average over rounds      (no average yet: this batch)
-L_bn  = losses.batchnorm.bn_loss(blend, what the layers remember)
+L_bn  = losses.batchnorm.bn_loss(blend, what the layers remember)                   or another distance
 once a round: running average <- the blend of the round's last batch
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,11 +80,17 @@ class NormStatistics(NormInputs):
     Args:
         teacher: its forward is not changed.
         momentum: bn_mmt in [0, 1), the weight on the average over rounds. 0 compares each batch alone.
+        distance: ``losses.batchnorm.bn_loss``, or what takes the same arguments.
     """
 
-    def __init__(self, teacher: Classifier, momentum: float):
+    def __init__(
+        self,
+        teacher: Classifier,
+        momentum: float,
+        distance: Callable[[Tensor, Tensor, Tensor], Tensor] = bn_loss,
+    ):
         super().__init__(teacher)
-        self.momentum = momentum
+        self.momentum, self.distance = momentum, distance
         self.average: Tensor | None = None  # means, then variances, of all layers
         self._blend: Tensor | None = None
         self._running: dict[tuple[nn.Module, ...], tuple[Tensor, Tensor]] = {}
@@ -100,7 +106,7 @@ class NormStatistics(NormInputs):
         layers, (means, variances) = tuple(self._heard), zip(*self._heard.values(), strict=True)
         batch = concatenated(means, variances)
         self._blend = batch if self.average is None else torch.lerp(batch, self.average, self.momentum)
-        return bn_loss(self._blend, *self._remembered(layers))
+        return self.distance(self._blend, *self._remembered(layers))
 
     def _remembered(self, layers: tuple[nn.Module, ...]) -> tuple[Tensor, Tensor]:
         """Running statistics of the layers in the order they were heard, as one vector, and its segments' lengths."""
