@@ -346,6 +346,51 @@ def test_grey_images_that_are_not_square_go_through_every_format(tmp_path, monke
     check_card(tmp_path / "out", student.eval(), 3, monkeypatch, [tmp_path])
 
 
+OF_DRESS = """
+from torch import nn
+
+
+class Dressed(nn.Module):
+    def __init__(self, classes, dress):
+        super().__init__()
+        self.body, self.fc, self.dress = nn.Conv2d(3, 4, 3), nn.Conv2d(4, classes, 1), dress
+
+    def forward(self, x):
+        features = self.body(x).relu().mean((2, 3), keepdim=True)
+        logits = self.fc(features)
+        dresses = {"map": logits, "tuple": (logits.tanh(), logits), "dict": {"x": x, "out": {"y": logits[..., 0]}}}
+        return dresses[self.dress]
+
+
+def map(num_classes):
+    return Dressed(num_classes, "map")
+
+
+def tuple_(num_classes):
+    return Dressed(num_classes, "tuple")
+
+
+def dict_(num_classes):
+    return Dressed(num_classes, "dict")
+
+
+def one(num_classes):
+    return Dressed(1, "map")
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "classes"), [("map", CLASSES), ("tuple_", CLASSES), ("dict_", CLASSES), ("one", 2)]
+)
+def test_the_card_s_lines_find_the_logits_in_whatever_the_network_answers(function, classes, tmp_path, monkeypatch):
+    (tmp_path / "dressed.py").write_text(OF_DRESS)
+    name = f"{tmp_path / 'dressed.py'}:{function}"
+    network, _ = network_of(name, classes, registry.MODELS, InputFormat(), "none")
+    student, origin = made(network, portable(name), classes=classes)
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    check_card(tmp_path / "out", student.eval(), 1, monkeypatch, [tmp_path])
+
+
 def quick(**how):
     student = small_classifier(0, **how)
     return student, Origin("small", "small.py:SmallClassifier", "shapes")

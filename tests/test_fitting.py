@@ -154,6 +154,15 @@ def test_a_student_is_looked_at_in_both_modes():
         fitted(wrapped(Classes()), "student own", SHAPE, FP32, train_batch=4)
 
 
+def test_one_logit_for_two_classes_is_told():
+    for last, words in ((2.0, "the second class's, beside 0 for the first"), (0.5, "if that is a sigmoid's")):
+        network = Body()
+        network.fc = nn.Linear(4, 1)
+        nn.init.constant_(network.fc.weight, 0), nn.init.constant_(network.fc.bias, last)
+        (remark,) = fitted(Classifier(network, "own", 2, SIZE, MEAN, STD), "student own", SHAPE, FP32, train_batch=4)
+        assert "student own gives one logit" in remark and words in remark
+
+
 def test_norms_over_a_single_pixel_do_not_cost_a_student_its_memory_order():
     class Deep(Body):
         def forward(self, x):

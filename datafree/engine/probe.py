@@ -44,7 +44,11 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise UserError(f"{what} has no weights to train", "choose another model, or set requires_grad")
     answers = {train: _answer(classifier, what, batches[train], compute, train) for train in modes}
-    if any(map(looks_like_probabilities, answers.values())):
+    flat = all(map(looks_like_probabilities, answers.values()))
+    if classifier.num_classes == 2 and not any(logits[:, 0].any() for logits in answers.values()):
+        advice = " - if that is a sigmoid's, return what goes into it" if flat else ""
+        remarks.append(f"{what} gives one logit: the second class's, beside 0 for the first{advice}")
+    elif any(map(looks_like_probabilities, answers.values())):
         remarks.append(f"warning: {what} seems to end in a softmax or sigmoid, flat at any temperature - return logits")
 
     def reason(like: Tensor | None = None) -> str:
