@@ -154,6 +154,17 @@ def test_a_student_is_looked_at_in_both_modes():
         fitted(wrapped(Classes()), "student own", SHAPE, FP32, train_batch=4)
 
 
+def test_which_of_several_tensors_was_taken_for_the_logits_is_told():
+    class Two(Body):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"a": logits.tanh(), "b": logits}
+
+    for batch in (0, 4):
+        (remark,) = fitted(wrapped(Two()), "student own", SHAPE, FP32, train_batch=batch)
+        assert remark == "student own: of ['a'], ['b'] its logits are ['b']"
+
+
 def test_one_logit_for_two_classes_is_told():
     for last, words in ((2.0, "the second class's, beside 0 for the first"), (0.5, "if that is a sigmoid's")):
         network = Body()

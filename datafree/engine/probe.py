@@ -44,6 +44,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise UserError(f"{what} has no weights to train", "choose another model, or set requires_grad")
     answers = {train: _answer(classifier, what, batches[train], compute, train) for train in modes}
+    remarks += [f"{what}: of {', '.join(places)} its logits are {place}" for places, place in classifier.picked.items()]
     flat = all(map(looks_like_probabilities, answers.values()))
     if classifier.num_classes == 2 and not any(logits[:, 0].any() for logits in answers.values()):
         advice = " - if that is a sigmoid's, return what goes into it" if flat else ""
