@@ -12,7 +12,7 @@ import json
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -210,6 +210,7 @@ def prepare(
     compute: Compute,
     path: Path | None = None,
     training_images: Callable[[], Images] | None = None,
+    asked: Iterable[str] = (),
 ) -> Job:
     """Networks, method, targets and pool, ready for :func:`loop`.
 
@@ -222,6 +223,7 @@ def prepare(
         compute: device and precision.
         path: the run folder; where a run goes on, its saved state stands in for files that the method began with.
         training_images: gives the real training set, to yardsticks that need it.
+        asked: the flags that were given.
 
     Raises:
         UserError: for whatever does not fit together, before anything is written.
@@ -248,6 +250,7 @@ def prepare(
         origin=told | {"mode": method.label(values)},
         training_images=training_images or no_training_images,
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
+        asked=frozenset(asked),
     )
     learner = Student(context, Student.Config.of(values), length.steps)
     maker, aims = method(context, method.Config.of(values)), targets(context, targets.Config.of(values))
@@ -376,13 +379,13 @@ def distil(
 
     def trial(values: Namespace) -> Job:
         networks = map(copy.deepcopy, classifiers)
-        return prepare(values, spec, *networks, method, compute, training_images=real)
+        return prepare(values, spec, *networks, method, compute, training_images=real, asked=flags)
 
     if values.resume:
         keep_plan(values, path, "datafree.distil")
         check_same(values, path, configs, "datafree.distil")
     plan = plan_by_budget(values, LengthConfig.of(values), trial, lambda: test, path, began)
-    job = prepare(values, spec, *classifiers, method, compute, path, real)
+    job = prepare(values, spec, *classifiers, method, compute, path, real, flags)
     config, remarks = (
         described("datafree.distil", configs, values),
         [*compute.about(), job.sizes(), *job.remarks, *plan],

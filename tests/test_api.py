@@ -72,6 +72,12 @@ def test_two_modules_are_distilled_in_place_and_the_run_folder_comes_back(tmp_pa
     assert config["groups"]["student"] == [each.name for each in fields(Student.Config)]
 
 
+def test_a_prior_that_the_teacher_cannot_give_is_refused_where_it_was_asked_for(tmp_path):
+    with user_error("--patch 1: the teacher has no attention layers"):
+        distil(tmp_path, patch=1.0)
+    assert not any(tmp_path.iterdir())
+
+
 def test_teacher_and_student_may_have_formats_of_their_own_be_attacked_and_measured_on_images(tmp_path):
     student = small_classifier(2, mean=(0, 0, 0), std=(1, 1, 1), size=12)
     images = TensorImages(torch.randint(256, (20, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(20) % CLASSES)

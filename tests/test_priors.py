@@ -5,7 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CLASSES, MEAN, SIZE, STD, same_state, small_classifier, small_context, small_teacher, state_of
+from conftest import (
+    CLASSES,
+    MEAN,
+    SIZE,
+    STD,
+    same_state,
+    small_classifier,
+    small_context,
+    small_teacher,
+    state_of,
+    user_error,
+)
 from torch import nn
 
 from datafree.losses.priors import (
@@ -126,7 +137,48 @@ def weights(bn=10.0, tv=None, l2=None, patch=None):
     return SimpleNamespace(bn=bn, tv=tv, l2=l2, patch=patch)
 
 
+class NormedHead(Transformer):
+    """One BatchNorm, over a feature vector an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, CLASSES))
+
+
+class NormedStem(Transformer):
+    """One BatchNorm, over the map of patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.BatchNorm2d(6))
+        self.layers = nn.ModuleList(nn.Sequential(SelfAttention()) for _ in range(4))
+
+
+class NormedTokens(Transformer):
+    """As LeViT has them: one after each linear layer, over all tokens of all images at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(6) for _ in self.layers)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + norm(layer(x)[0].flatten(0, 1)).view_as(x)
+        return self.fc(x.mean(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES))
+
+
+def teacher_of(make):
+    return lambda: Classifier(make(), "own", CLASSES, SIZE, MEAN, STD).eval().requires_grad_(False)
+
+
+FEW = "BatchNorm statistics in few of its layers"
 TEACHERS = {"batch norm": small_teacher, "none": lambda: small_teacher(batch_norm=False), "attention": transformer}
+TEACHERS |= {kind.__name__: teacher_of(kind) for kind in (NormedHead, NormedStem, NormedTokens, mlp)}
 CHOSEN = [
     ("batch norm", weights(), {"bn": 10.0}, "priors: bn 10"),
     ("batch norm", weights(tv=0.5), {"bn": 10.0, "tv": 0.5}, "priors: bn 10, tv 0.5"),
@@ -139,6 +191,11 @@ CHOSEN = [
         WITHOUT_STATISTICS,
         "priors: tv 1, l2 0.1, patch 1 (the teacher has no BatchNorm statistics)",
     ),
+    ("NormedHead", weights(), {"bn": 10.0} | WITHOUT_STATISTICS, f"patch 1 (the teacher has {FEW})"),
+    ("NormedStem", weights(), {"bn": 10.0} | WITHOUT_STATISTICS, f"patch 1 (the teacher has {FEW})"),
+    ("NormedTokens", weights(), {"bn": 10.0}, "priors: bn 10"),
+    ("NormedTokens", weights(patch=2.0), {"bn": 10.0, "patch": 2.0}, "priors: bn 10, patch 2"),
+    ("mlp", weights(), {"bn": 10.0, "tv": 1.0, "l2": 0.1}, f"(the teacher has {FEW} and no attention layers)"),
     ("attention", weights(patch=0.0), {"tv": 1.0, "l2": 0.1}, "priors: tv 1, l2 0.1"),
 ]
 
@@ -159,6 +216,24 @@ def test_a_teacher_gets_the_priors_that_fit_what_it_has_and_the_log_names_them(k
         assert terms["loss_l2"].item() == pytest.approx(by_hand.item(), rel=1e-5)
     priors.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "words"),
+    [
+        ("none", "bn", "no BatchNorm statistics"),
+        ("none", "patch", "no attention"),
+        ("batch norm", "patch", "attention"),
+    ],
+)
+def test_a_prior_that_was_asked_for_and_the_teacher_cannot_give_is_refused(kind, flag, words):
+    context = small_context(TEACHERS[kind]())
+    wanted = weights(**{flag: 3.0})
+    assert flag not in Priors(context, wanted, bn_mmt=0.0).weights  # of a preset, or the default
+    context.asked = frozenset({flag})
+    with user_error(f"--{flag} 3: the teacher has ", words):
+        Priors(context, wanted, bn_mmt=0.0)
+    Priors(context, weights(**{flag: 0.0}), bn_mmt=0.0)
 
 
 def test_patch_diversity_hears_every_attention_layer_and_changes_nothing():
