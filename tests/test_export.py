@@ -304,6 +304,16 @@ def test_a_network_made_for_grey_images_is_made_so_by_the_card_s_lines(name, lib
     check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
 
 
+def test_a_transformers_network_made_for_grey_images_is_read_by_the_card_s_lines(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(image_size=16, patch_size=4, num_labels=CLASSES, num_channels=1, **sizes)
+    network = transformers.AutoModelForImageClassification.from_config(config)
+    student, origin = made(network, "hf:vit", mean=(0.4,), std=(0.2,))
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
+
+
 def test_timm_s_folder_carries_input_format_and_class_names(tmp_path):
     student, origin = timm_vit()
     export(student, origin, ["safetensors"], tmp_path / "out")

@@ -253,16 +253,30 @@ def _transformers(
             _check_whole(name, info["missing_keys"])
         else:
             config = transformers.AutoConfig.from_pretrained(place, **local, num_labels=num_classes, **arguments)
-            network = kind.from_config(config)
+            if given.channels and hasattr(config, "num_channels") and "num_channels" not in arguments:
+                config.num_channels = given.channels
+            network = with_channels(kind.from_config(config), getattr(config, "num_channels", given.channels))
     except OSError as error:
         remedy = "check the name" if download or folder.is_dir() else "give its folder, or --download to fetch it"
         raise UserError(f"hf:{name} cannot be read: {str(error).strip().splitlines()[0]}", remedy) from None
     size = getattr(network.config, "image_size", None)
     bound = InputFormat(pair(size) if isinstance(size, int | list | tuple) else None)
     if weights == "none":
-        return network.train(), bound
+        return network, UNKNOWN if _takes(network, given) else bound
     channels = InputFormat(channels=getattr(network.config, "num_channels", None))
     return network, _preprocessing(name, place, local).over(bound).over(channels)
+
+
+def _takes(network: nn.Module, images: InputFormat) -> bool:
+    """Whether an untrained network answers such an image: many a configuration names a size that binds nothing."""
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, images.channels, *images.img_size))
+    except Exception:  # in whatever words
+        return False
+    finally:
+        network.train()
+    return True
 
 
 def _check_whole(name: str, missing: Iterable[str]) -> None:
