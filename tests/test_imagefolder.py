@@ -52,7 +52,7 @@ def test_size_and_channels_are_as_described(tmp_path):
     assert spec.load("nowhere", False, False).images.shape == (2, 1, 24, 16)
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "testing", "dev", "Test"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev", "Test"])
 def test_the_test_images_may_be_in_a_folder_of_another_usual_name(tmp_path, name):
     write(tmp_path, "training/ant/1.png", "training/bee/1.png", f"{name}/ant/1.png", f"{name}/bee/1.png")
     pairs, remarks = loaded(spec_of(tmp_path))

@@ -14,7 +14,16 @@ from .image_files import is_image
 from .specs import DamagedData
 
 TRAIN = ("train", "training")
-TEST = ("val", "valid", "validation", "test", "testing", "dev")  # the first that has classes is taken
+TEST = (
+    "val",
+    "valid",
+    "validation",
+    "test",
+    "testing",
+    "eval",
+    "evaluation",
+    "dev",
+)  # the first that has classes is taken
 SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
 
 

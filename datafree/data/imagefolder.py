@@ -1,6 +1,6 @@
 """The data set ``imagefolder:PATH``: any folder with a folder a class, as people have it.
 
-PATH/train/<class>/*, PATH/val/<class>/*        or training/; or valid/, validation/, test/, testing/, dev/
+PATH/train/<class>/*, PATH/val/<class>/*        or training/; or valid/, validation/, test/, testing/, eval/, dev/
 PATH/<class>/*                                  test images alone
 
 Classes are numbered in the order of their names. One without images, or absent, in training or test images keeps its
