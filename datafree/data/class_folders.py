@@ -14,16 +14,7 @@ from .image_files import is_image
 from .specs import DamagedData
 
 TRAIN = ("train", "training")
-TEST = (
-    "val",
-    "valid",
-    "validation",
-    "test",
-    "testing",
-    "eval",
-    "evaluation",
-    "dev",
-)  # the first that has classes is taken
+TEST = ("val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev")  # the first with classes
 SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
 
 

@@ -3,8 +3,10 @@
 A speed-up that a network does not bear, channels-last memory or bf16, is left out for it, with a line for the log.
 """
 
+import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from ..models.classifier import Classifier
 from .device import Compute
 
 TOLERANCE = 1e-2  # of logits in another memory order, relative to the largest: rounding, however long the network
+
+SIDES = (28, 32, 48, 64, 84, 96, 112, 128, 160, 192, 224, 227, 240, 256, 299, 384)  # that networks are made for
 
 
 def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, train_batch: int = 0) -> list[str]:
@@ -105,19 +109,52 @@ def _answer(classifier: Classifier, what: str, noise: Tensor, compute: Compute, 
 
 
 def _cannot_take(classifier: Classifier, what: str, noise: Tensor, error: Exception) -> UserError:
-    channels, size, role = classifier.channels, size_text(classifier.img_size), what.partition(" ")[0]
-    colours = "grey" if channels == 1 else "colour"
+    size, colours = size_text(classifier.img_size), "grey" if classifier.channels == 1 else "colour"
     given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
-    first = next((m for m in classifier.network.modules() if isinstance(m, nn.Conv2d)), None)
+    return UserError(f"{given}: {in_its_words(error)}", _remedy(classifier, what.partition(" ")[0]))
+
+
+def _remedy(classifier: Classifier, role: str) -> str:
+    """What the network takes instead of its images, as far as it shows when it is given other things."""
+    network, channels, size = classifier.network, classifier.channels, classifier.img_size
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and first.in_channels not in (1, 3):
-        remedy = f"its first convolution takes {first.in_channels} channels, images have 1 or 3: wrap it in a module"
-    elif first is not None and first.in_channels != channels:
-        remedy = f"its first convolution takes {first.in_channels} channels: say --{role}_channels {first.in_channels}"
-    else:
-        remedy = (
-            f"give the size that it was made for with --{role}_img_size, or larger batches, or choose another model"
-        )
-    return UserError(f"{given}: {in_its_words(error)}", remedy)
+        return f"its first convolution takes {first.in_channels} channels, images have 1 or 3: wrap it in a module"
+    if first is not None and first.in_channels != channels:
+        return f"its first convolution takes {first.in_channels} channels: say --{role}_channels {first.in_channels}"
+    with suppress(ValueError):  # of compiled code, which has no signature
+        try:
+            inspect.signature(network.forward).bind("images")
+        except TypeError as error:
+            return f"its forward does not take images alone, by position ({error}): wrap it in a module that does"
+    if _bears(classifier, channels, *size):  # so it is training, or the way back, that fails
+        return "give it larger batches, or choose another model"
+    if _bears(classifier, *size, channels):
+        return "it takes images with their channels last: wrap it in a module that gives it x.permute(0, 2, 3, 1)"
+    flat = "wrap it in nn.Sequential(nn.Flatten(), network)"
+    if _bears(classifier, channels * size[0] * size[1]):
+        return f"it takes rows of numbers, no images: {flat}"
+    reads = next((m.in_features for m in network.modules() if isinstance(m, nn.Linear)), 0) if first is None else 0
+    for c in (channels, 4 - channels):  # 1 or 3
+        side = isqrt(reads // c)
+        if side and c * side**2 == reads:
+            also = "" if _bears(classifier, c, side, side) else f", and {flat}"
+            say = f"--{role}_img_size {side} --{role}_channels {c}"
+            return f"its first layer takes {reads} numbers an image: say {say}{also}"
+    side = next((side for side in SIDES if _bears(classifier, channels, side, side)), None)
+    if side is not None:
+        return f"it answers images of {side}x{side} pixels: say --{role}_img_size {side}"
+    return f"give the size that it was made for with --{role}_img_size, or choose another model"
+
+
+def _bears(classifier: Classifier, *shape: int) -> bool:
+    """Whether the network inside answers two things of that shape with anything."""
+    try:
+        with torch.no_grad(), untouched(classifier, False):
+            classifier.network(torch.zeros(2, *shape, device=classifier.mean.device))
+    except Exception:  # in whatever words
+        return False
+    return True
 
 
 def in_its_words(error: Exception) -> str:
