@@ -105,6 +105,18 @@ def test_a_class_token_is_left_out_maps_are_lists_of_tokens_and_long_lists_are_t
     assert patches(torch.randn(1, 1024, 3)).shape[1] == 256
 
 
+@pytest.mark.parametrize(("extra", "maps"), [(5, {16, 4}), (2, {16}), (1, {16}), (1, ()), (0, {16}), (0, ())])
+def test_class_distillation_and_register_tokens_are_left_out_by_the_map_that_the_patches_are_of(extra, maps):
+    tokens = torch.randn(2, extra + 16, 3)
+    assert torch.equal(patches(tokens, maps), tokens[:, extra:])
+
+
+def test_patches_of_a_map_that_is_not_square_and_of_windows_are_kept_whole():
+    tokens = torch.randn(2, 17, 3)
+    assert torch.equal(patches(tokens, {17}), tokens)  # 1 x 17
+    assert torch.equal(patches(tokens[:, 1:], {196}), tokens[:, 1:])  # windows of 4 x 4 out of 14 x 14
+
+
 class SelfAttention(nn.Module):
     def __init__(self):
         super().__init__()
@@ -251,6 +263,32 @@ def test_patch_diversity_hears_every_attention_layer_and_changes_nothing():
     torch.testing.assert_close(listener.loss(), patch_diversity_loss(heard))
     listener.loss().backward()
     assert x.grad.abs().sum() > 0 and same_state(state_of(teacher), before)
+
+
+class WithRegisters(Transformer):
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.Parameter(torch.randn(1, 5, 6))
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.extra.expand(len(x), -1, -1), x], 1)
+        for layer in self.layers:
+            x = x + layer(x)[0]
+        return self.fc(x[:, 0])
+
+
+def test_register_tokens_of_a_network_are_not_compared():
+    teacher = teacher_of(WithRegisters)()
+    network, listener, x = teacher.network, PatchDiversity(teacher), torch.rand(2, 3, SIZE, SIZE)
+    heard = []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda layer, args, answer: heard.append(patch_similarity(answer[0][:, 5:])))
+    with listener.listening():
+        teacher(x)
+    torch.testing.assert_close(listener.loss(), patch_diversity_loss(heard))
+    listener.remove()
+    assert not any(m._forward_hooks for m in network.modules() if m not in set(network.layers))
 
 
 def test_convolutional_attention_is_none_of_ours():
