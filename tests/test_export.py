@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import CLASSES, ROOT, small_classifier, user_error
+from conftest import CLASSES, MEAN, ROOT, SIZE, STD, small_classifier, small_network, user_error
 from PIL import Image
 from programs import (  # noqa: F401 (few_digits: a fixture)
     FOLDER,
@@ -29,6 +29,7 @@ from programs import (  # noqa: F401 (few_digits: a fixture)
 )
 from torch import nn
 
+import datafree
 import registry
 import train_scratch
 from datafree import files
@@ -94,15 +95,25 @@ def check_card(folder, student, count, monkeypatch, path=None):
 
 
 @pytest.mark.slow
-def test_a_run_from_python_is_exported_there(run, tmp_path):
-    begun = shutil.copytree(run, tmp_path / "begun")
-    config = json_of(begun / "config.json") | {"program": "datafree.distil"}
-    (begun / "config.json").write_text(json.dumps(config))
-    assert "whose networks have no names" in error_of([begun], PROGRAM)
-    student, origin = student_of(run, registry)
-    export(student, origin_of(begun), ["safetensors"], tmp_path / "out")
-    assert json_of(tmp_path / "out/config.json")["origin"]["accuracy"] == origin.accuracy
-    assert "model = ...  # a CifarResNet, as it was made for the run" in (tmp_path / "out/README.md").read_text()
+def test_a_run_from_python_is_exported_there(tmp_path, monkeypatch):
+    images, labels = torch.randint(256, (40, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(40) % CLASSES
+    shape = {"num_classes": CLASSES, "img_size": SIZE, "mean": MEAN, "std": STD, "test": (images, labels)}
+    length = {"epochs": 3, "warmup": 1, "kd_steps": 4, "batch_size": 8, "synthesis_batch_size": 8, "g_steps": 1}
+    how = {"nz": 4, "ngf": 2, "lr": 0.05, "precision": "fp32", "device": "cpu", "run_root": tmp_path}
+    found = datafree.distil(small_network(1), small_network(2), **shape, **length, **how)
+    assert 'origin_of(found.folder, "last")' in error_of([found.folder], PROGRAM)
+    export(found.student, origin_of(found.folder, "last"), ["safetensors"], tmp_path / "out")
+    origin, card = json_of(tmp_path / "out/config.json")["origin"], (tmp_path / "out/README.md").read_text()
+    with torch.no_grad():
+        right = (found.student(images / 255).argmax(1) == labels).double().mean().item()
+    assert origin["accuracy"] == found.results["accuracy_last"] == pytest.approx(100 * right)
+    assert origin["teacher"] == "teacher" and "command" not in origin and origin["seed"] == 0
+    line = "model = ...  # a SmallClassifier, as it was made for the run"
+    assert line in card
+    (tmp_path / "out/README.md").write_text(
+        card.replace(line, "from conftest import small_network; model = small_network(3)")
+    )
+    check_card(tmp_path / "out", found.student, 1, monkeypatch)
 
 
 @pytest.mark.slow

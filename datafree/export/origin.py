@@ -112,7 +112,7 @@ def student_of(path: Path | str, names: Any, weights: str | None = None) -> tupl
     """
     if not _has_names(read_run(path)):
         by_hand = (
-            "export the student there: datafree.export.exporting.export(found.student, origin_of(found.folder), ...)"
+            'datafree.export.exporting.export(found.student, origin_of(found.folder, "last"), ...), see docs/export.md'
         )
         raise UserError(f"{path} is a run from Python, whose networks have no names", by_hand)
     origin = origin_of(path, weights)
