@@ -158,7 +158,7 @@ def evaluate(job: Job, run: Run, evaluation: Evaluation, epoch: int) -> dict[str
     """Accuracy and agreement of the student as it is."""
     score = job.score(evaluation)
     about = {"arch": job.values.student, "dataset": job.context.spec.name, "epoch": epoch}
-    about |= {"num_classes": job.context.spec.num_classes, "input_format": job.student.classifier.input_format}
+    about |= job.context.spec.classes | {"input_format": job.student.classifier.input_format}
     run.scored(score, about | {"state_dict": job.student.classifier.state_dict()})
     return {"accuracy": score.accuracy, "agreement": score.agreement}
 
@@ -336,6 +336,7 @@ def distil(
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool = False,
+    class_names: Sequence[str] = (),
     test: Images | tuple[Tensor, Tensor] | None = None,
     train: Images | tuple[Tensor, Tensor] | None = None,
     method: type[Method] = AeahlRg,
@@ -350,6 +351,7 @@ def distil(
         num_classes, img_size: of the synthetic images; the size one number, or height and width.
         mean, std: a value a channel, of images in [0, 1]: one channel or three.
         flip: whether a mirrored image keeps its class.
+        class_names: what the classes are called, for whoever gets the student.
         test: real images to measure accuracy on: uint8 (N, C, H, W), with labels (N,).
         train: likewise, for the yardsticks that are not data-free, ``kd`` and ``scratch``; others do not look at it.
         method: how images are made.
@@ -362,7 +364,10 @@ def distil(
     values, configs = values_from(method, flags)
     test, train = as_images(test, num_classes), as_images(train, num_classes)
     flip = flip and not values.no_flip
-    spec = DatasetSpec("own", num_classes, pair(img_size), tuple(mean), tuple(std), flip, lambda *_: test)
+    if len(class_names) not in (0, num_classes):
+        raise UserError(f"class_names: {len(class_names)} names of {num_classes} classes", "name all of them, or none")
+    takes = pair(img_size), tuple(mean), tuple(std)
+    spec = DatasetSpec("own", num_classes, *takes, flip, lambda *_: test, tuple(class_names))
     (teacher, lent), of_data = copied(teacher), format_of(spec)
     classifiers = []
     for role, network in (("teacher", teacher), ("student", student)):

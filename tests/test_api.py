@@ -78,6 +78,11 @@ def test_a_prior_that_the_teacher_cannot_give_is_refused_where_it_was_asked_for(
     assert not any(tmp_path.iterdir())
 
 
+def test_class_names_are_of_all_classes_or_of_none(tmp_path):
+    with user_error(f"class_names: 2 names of {CLASSES} classes"):
+        distil(tmp_path, class_names=["a", "b"])
+
+
 def test_teacher_and_student_may_have_formats_of_their_own_be_attacked_and_measured_on_images(tmp_path):
     student = small_classifier(2, mean=(0, 0, 0), std=(1, 1, 1), size=12)
     images = TensorImages(torch.randint(256, (20, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(20) % CLASSES)

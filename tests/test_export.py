@@ -98,6 +98,7 @@ def check_card(folder, student, count, monkeypatch, path=None):
 def test_a_run_from_python_is_exported_there(tmp_path, monkeypatch):
     images, labels = torch.randint(256, (40, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(40) % CLASSES
     shape = {"num_classes": CLASSES, "img_size": SIZE, "mean": MEAN, "std": STD, "test": (images, labels)}
+    shape["class_names"] = ["ant", "bee", "cat", "dog", "eel"]
     length = {"epochs": 3, "warmup": 1, "kd_steps": 4, "batch_size": 8, "synthesis_batch_size": 8, "g_steps": 1}
     how = {"nz": 4, "ngf": 2, "lr": 0.05, "precision": "fp32", "device": "cpu", "run_root": tmp_path}
     found = datafree.distil(small_network(1), small_network(2), **shape, **length, **how)
@@ -107,6 +108,7 @@ def test_a_run_from_python_is_exported_there(tmp_path, monkeypatch):
     with torch.no_grad():
         right = (found.student(images / 255).argmax(1) == labels).double().mean().item()
     assert origin["accuracy"] == found.results["accuracy_last"] == pytest.approx(100 * right)
+    assert json_of(tmp_path / "out/config.json")["class_names"] == shape["class_names"]
     assert origin["teacher"] == "teacher" and "command" not in origin and origin["seed"] == 0
     line = "model = ...  # a SmallClassifier, as it was made for the run"
     assert line in card
@@ -587,7 +589,7 @@ def test_a_run_whose_image_folder_is_gone_can_be_exported(run, tmp_path):
     finished([moved], PROGRAM)
     written = json_of(moved / "export/config.json")
     assert written["num_classes"] == 10 and written["origin"]["dataset"] == "birds"
-    assert "class_names" not in written
+    assert written["class_names"] == list("0123456789")  # as its files say
 
 
 def test_a_run_without_a_student_yet_and_what_is_no_run_are_refused(run, tmp_path):

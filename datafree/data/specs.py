@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +92,11 @@ class DatasetSpec:
         object.__setattr__(self, "img_size", pair(self.img_size))
 
     @property
+    def classes(self) -> dict[str, Any]:
+        """What files say of them: ``num_classes`` and, where they have names, ``class_names``."""
+        return {"num_classes": self.num_classes} | ({"class_names": list(self.class_names)} if self.class_names else {})
+
+    @property
     def shape(self) -> Shape:
         """Of an image."""
         return len(self.mean), *self.img_size
@@ -109,7 +114,7 @@ def test_images(spec: DatasetSpec, data_root: Path, download: bool) -> tuple[Ima
     except DamagedData:
         raise
     except MissingData as error:
-        return None, [f"no accuracy, agreement on synthetic images instead: {error.what}"]
+        return None, [f"no accuracy, for want of test images: {error.what}"]
 
 
 class TensorImages:

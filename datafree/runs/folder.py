@@ -262,8 +262,9 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, with the time, and says where everything is."""
         self.save_json("summary.json", {**summary, "seconds_total": self.seconds()})
-        accuracy = summary["accuracy_last"]
-        result = f"agreement {summary['agreement']:.2f} %" if accuracy is None else f"accuracy {accuracy:.2f} %"
+        measured = {"accuracy": summary["accuracy_last"], "agreement": summary.get("agreement")}
+        said = [f"{name} {value:.2f} %" for name, value in measured.items() if value is not None]
+        result = said[0] if said else "no accuracy, for want of test images,"
         self.status("finished", epoch=summary["epochs"])
         self.log(f"finished: {result} after {self.seconds():.0f} s; {self.path}")
 
