@@ -223,6 +223,15 @@ class WithLabels(Body):
         return super().forward(x)
 
 
+class LazyByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.LazyConv2d(4, 3)
+
+    def forward(self, *, pixel_values):
+        return self.conv(pixel_values)
+
+
 class ChannelsLast(Body):
     def forward(self, x):
         return super().forward(x.permute(0, 3, 1, 2))
@@ -254,6 +263,7 @@ UNFIT = {
         "takes 3072 numbers an image: say --teacher_img_size 32 --teacher_channels 3\n",
     ),
     "keywords only": (ByPixelValues, "its forward does not take images alone, by position", "wrap it"),
+    "keywords only, and lazy": (LazyByKeyword, "its forward does not take images alone, by position", "wrap it"),
     "labels too": (WithLabels, "by position (missing a required argument: 'labels'): wrap it"),
     "channels last": (ChannelsLast, "it takes images with their channels last", "x.permute(0, 2, 3, 1)"),
     "one size": (OneSize, "it answers images of 28x28 pixels: say --teacher_img_size 28"),

@@ -44,7 +44,8 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
     batches = {False: noise, True: noise[:train_batch]}  # by mode: in training, batches may be of one image
     classifier.memory_format, classifier.bf16 = torch.contiguous_format, False
-    _materialise(classifier.to(compute.device), noise)
+    classifier.to(compute.device)
+    _materialise(classifier, what, noise)
     if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise UserError(f"{what} has no weights to train", "choose another model, or set requires_grad")
     answers = {train: _answer(classifier, what, batches[train], compute, train) for train in modes}
@@ -79,11 +80,11 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     return remarks
 
 
-def _materialise(classifier: Classifier, noise: Tensor) -> None:
-    """Has lazy layers see an image, and so get their weights, always the same ones."""
+def _materialise(classifier: Classifier, what: str, noise: Tensor) -> None:
+    """Has lazy layers see an image, and so get their weights, always the same ones. Raises as :func:`fitted` does."""
     lazy = nn.parameter.UninitializedTensorMixin
     if any(isinstance(each, lazy) for each in (*classifier.parameters(), *classifier.buffers())):
-        with torch.no_grad(), torch.random.fork_rng([]):
+        with _in_one_line(classifier, what, noise), torch.no_grad(), torch.random.fork_rng([]):
             torch.manual_seed(0)
             classifier(noise)
 
@@ -95,29 +96,32 @@ def looks_like_probabilities(logits: Tensor) -> bool:
 
 def _answer(classifier: Classifier, what: str, noise: Tensor, compute: Compute, train: bool) -> Tensor:
     """The logits, in the plainest way there is. Raises UserError as :func:`fitted` does."""
-    try:
+    with _in_one_line(classifier, what, noise):
         logits = _run(classifier, noise, compute, train)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the network's own code raises
-        if is_out_of_memory(error):
-            raise
-        raise _cannot_take(classifier, what, noise, error) from None
     if not logits.isfinite().all():
         raise UserError(f"{what} answers noise with NaN or infinite numbers", "train or copy it anew")
     return logits
 
 
-def _cannot_take(classifier: Classifier, what: str, noise: Tensor, error: Exception) -> UserError:
-    size, colours = size_text(classifier.img_size), "grey" if classifier.channels == 1 else "colour"
-    given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
-    return UserError(f"{given}: {in_its_words(error)}", _remedy(classifier, what.partition(" ")[0]))
+@contextmanager
+def _in_one_line(classifier: Classifier, what: str, noise: Tensor) -> Iterator[None]:
+    """Whatever a network's own code raises becomes a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        size, colours = size_text(classifier.img_size), "grey" if classifier.channels == 1 else "colour"
+        given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
+        raise UserError(f"{given}: {in_its_words(error)}", _remedy(classifier, what.partition(" ")[0])) from None
 
 
 def _remedy(classifier: Classifier, role: str) -> str:
     """What the network takes instead of its images, as far as it shows when it is given other things."""
     network, channels, size = classifier.network, classifier.channels, classifier.img_size
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels), None)
     if first is not None and first.in_channels not in (1, 3):
         return f"its first convolution takes {first.in_channels} channels, images have 1 or 3: wrap it in a module"
     if first is not None and first.in_channels != channels:
@@ -144,7 +148,7 @@ def _remedy(classifier: Classifier, role: str) -> str:
     side = next((side for side in SIDES if _bears(classifier, channels, side, side)), None)
     if side is not None:
         return f"it answers images of {side}x{side} pixels: say --{role}_img_size {side}"
-    return f"give the size that it was made for with --{role}_img_size, or choose another model"
+    return f"give the size that it was made for with --{role}_img_size, or mend it where size is not what fails"
 
 
 def _bears(classifier: Classifier, *shape: int) -> bool:

@@ -10,6 +10,7 @@ path/to/file.py:function,depth=20              what the function returns, called
 import ast
 import inspect
 import json
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -27,6 +28,7 @@ from ..errors import UserError, nearest_names
 from .classifier import Classifier
 
 Weights = Literal["none", "file", "own"]
+CLASS_COUNT = ("nc", "num_cls", "num_labels", "n_labels", "num_outputs", "out_dim")  # what else it is called
 INSTALL = "pip install -r requirements-models.txt"
 
 
@@ -105,6 +107,8 @@ def network_of(
     library, colon, rest = name.partition(":")
     if not colon:
         if name not in known:
+            if name.endswith(".py"):
+                raise UserError(f"{name} is a file", f"name what makes the network, too: {name}:FUNCTION")
             hint = f"{nearest_names(name, known)}; or torchvision:NAME, timm:NAME, hf:NAME, FILE.py:FUNCTION"
             raise UserError(f"unknown model {name!r}", hint)
         return with_channels(known[name](num_classes), given.channels), InputFormat()
@@ -199,6 +203,7 @@ def _with_classes(make: Callable[..., Any], num_classes: int, arguments: dict[st
     """The arguments, with the class count for whichever takes it: by its name, else the first that needs a value."""
     takes = inspect.signature(make).parameters
     named = [key for key in takes if "class" in key.lower() and "name" not in key.lower()]
+    named += [key for key in CLASS_COUNT if key in takes]
     free = [key for key, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     chosen = named[:1] or [key for key in free if key not in arguments][:1] or (["num_classes"] if anything else [])
@@ -222,6 +227,7 @@ def _timm(
 ) -> tuple[nn.Module, InputFormat]:
     import timm
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each time it tries again
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}", nearest_names(name, timm.list_models()))
     channels = {"in_chans": given.channels} if given.channels not in (None, 3) else {}
