@@ -186,3 +186,28 @@ def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with user_error(f"cannot read {tmp_path}/val/a", "Permission denied", kind=DamagedData):
         spec.load("nowhere", False, False)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("training_set", "test_set"), ("trainset", "Val Set"), ("Train", "eval-set")]
+)
+def test_splits_may_be_called_sets(train, test, tmp_path):
+    write(tmp_path, *(f"{split}/{name}/1.png" for split in (train, test) for name in "ab"))
+    spec = spec_of(tmp_path)
+    assert spec.class_names == ("a", "b") and loaded(spec, train=True)[0] == [(0, 0), (1, 1)]
+    assert loaded(spec)[1] == [f"test set: {tmp_path / test}, 2 images, in memory"]
+
+
+def test_folds_are_no_classes_unless_the_class_count_says_so(tmp_path):
+    write(tmp_path, *(f"fold{i}/{name}/1.png" for i in range(3) for name in "ab"))
+    with user_error("have the same folders in them", f"imagefolder:{tmp_path}/fold0"):
+        spec_of(tmp_path)
+    assert spec_of(tmp_path, num_classes=3).class_names == ("fold0", "fold1", "fold2")
+    with user_error("have the same folders in them", kind=MissingData):
+        loaded(spec_of(tmp_path, num_classes=2))
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with user_error("pets.zip is no folder", "unpack it"):
+        spec_of(tmp_path / "pets.zip")
