@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .cli.flags import LengthConfig, distillation_configs
@@ -327,6 +328,7 @@ class Distilled:
     results: dict[str, Any]
 
 
+@torch.inference_mode(False)  # whatever the caller is in: networks are trained here
 def distil(
     teacher: Classifier | nn.Module,
     student: Classifier | nn.Module,
@@ -366,7 +368,7 @@ def distil(
     flip = flip and not values.no_flip
     if len(class_names) not in (0, num_classes):
         raise UserError(f"class_names: {len(class_names)} names of {num_classes} classes", "name all of them, or none")
-    takes = pair(img_size), tuple(mean), tuple(std)
+    takes = pair(img_size), *(of_channels(name, each) for name, each in (("mean", mean), ("std", std)))
     spec = DatasetSpec("own", num_classes, *takes, flip, lambda *_: test, tuple(class_names))
     (teacher, lent), of_data = copied(teacher), format_of(spec)
     classifiers = []
@@ -407,8 +409,11 @@ def distil(
 
 def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespace, dict[str, type[Config]]]:
     """Every flag of main.py with that method, from those given; and their configs. Raises UserError as distil does."""
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UserError(f"method is {method!r}, no class on datafree.methods.base.Method", "give the class itself")
     given = {"method": method.__name__, "teacher": "teacher", "student": "student", "dataset": "own"}
     given |= {name: value.item() if isinstance(value, np.generic) else value for name, value in flags.items()}
+    given |= {"device": str(given["device"])} if "device" in given else {}
     targets = chosen(given.get("hl", False), given.get("no_aea", False), method.targets)
     configs = distillation_configs(method, method.__name__, targets)
     unknown = sorted(given.keys() - {name for config in configs.values() for name in config.__dataclass_fields__})
@@ -418,10 +423,10 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
     if of_main:
         raise UserError(f"{of_main[0]} is for main.py", "from Python the networks and images are given themselves")
     values = resolve(configs, given, lambda known: {})
-    for name in ("run_root", "data_root"):
-        setattr(values, name, Path(getattr(values, name)))
     for config in configs.values():
         config.of(values)
+    for name in ("run_root", "data_root"):
+        setattr(values, name, Path(getattr(values, name)).expanduser())
     method.complete(values)
     return values, configs
 
@@ -434,14 +439,26 @@ def copied(teacher: nn.Module) -> tuple[nn.Module, bool]:
         return teacher, True
 
 
+def of_channels(name: str, values: Any) -> tuple[float, ...]:
+    """The mean or the std. Raises UserError where it is none of pixels in [0, 1]."""
+    numbers = np.asarray(values, dtype=float) if not isinstance(values, Tensor) else values.double().numpy(force=True)
+    inside = (numbers >= 0) & (numbers <= 1) if name == "mean" else numbers > 0
+    if numbers.shape not in ((1,), (3,)) or not inside.all():
+        raise UserError(f"{name} is {values}", "give a value a channel, one or three, of pixels in [0, 1]")
+    return tuple(numbers.tolist())
+
+
 def as_images(test: Any, num_classes: int) -> Images | None:
-    """A test set as the loop takes it, from (images, labels). Raises UserError where it is none."""
+    """Images as the loop takes them, from (images, labels). Raises UserError where they are none."""
+    remedy = "give (uint8 images (N, C, H, W), labels (N,))"
     if isinstance(test, tuple | list):
         try:
-            images, labels = test
+            images, labels = map(torch.as_tensor, test)
             test = TensorImages(images, labels.long())
-        except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"test is no test set: {error}", "give (uint8 images (N, C, H, W), labels (N,))") from None
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"test is no test set: {error}", remedy) from None
+    elif test is not None and not hasattr(test, "batches"):
+        raise UserError(f"test is a {type(test).__name__}, no test set", remedy)
     if isinstance(test, TensorImages):
         if not len(test):
             raise UserError("test holds no images", "leave it out where there are none")

@@ -1,8 +1,9 @@
 """What a data set is to this package: a few numbers that distillation needs, and images that evaluation may want."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,12 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 def pair(size: int | Sequence[int]) -> Size:
     """Height and width, from one number for both or from two. Raises UserError for anything else."""
-    sides = (int(size),) if isinstance(size, Integral) else tuple(map(int, size))
+    try:
+        sides = tuple(map(operator.index, (size,) if isinstance(size, Real) else size))
+    except TypeError:
+        sides = ()
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise UserError(f"an image size is one number or two, not {' '.join(map(str, sides))}", "height, then width")
+        raise UserError(f"an image size is one whole number or two, not {size}", "height, then width")
     return sides[0], sides[-1]
 
 
