@@ -532,6 +532,9 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
     assert "holds no export" in error_of([run, "--out", tmp_path / "out", "--overwrite"], PROGRAM)
     (tmp_path / "file").write_text("mine")
     assert "is a file" in error_of([run, "--out", tmp_path / "file"], PROGRAM)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    assert "link to nothing" in error_of([run, "--out", tmp_path / "link"], PROGRAM)
+    assert f"name the run folder, {run}" in error_of([run / "best.pth"], PROGRAM)
     assert "is a file" in error_of([run, "--out", tmp_path / "file", "--overwrite"], PROGRAM)
     (tmp_path / "file").unlink()
     assert tree(tmp_path) == before

@@ -185,7 +185,7 @@ def check_place(out: Path, overwrite: bool) -> None:
     if not out.is_dir():
         files.check_writable(out)
         if out.exists() or out.is_symlink():
-            raise UserError(f"{out} is a file", "name a folder with --out")
+            raise UserError(f"{out} is a {'file' if out.exists() else 'link to nothing'}", "name a folder with --out")
         return
     if not os.access(out, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {out}: no permission", "choose another place with --out")
