@@ -414,6 +414,15 @@ def test_the_card_s_lines_find_the_logits_in_whatever_the_network_answers(functi
     check_card(tmp_path / "out", student.eval(), 1, monkeypatch, [tmp_path])
 
 
+@pytest.mark.parametrize("name", ["torchvision:resnet18,num_classes=1", "timm:test_resnet,num_classes=1"])
+def test_a_library_s_network_of_one_logit_for_two_classes_leaves_as_that(name, tmp_path, monkeypatch):
+    need(name.partition(":")[0])
+    network, _ = network_of(name, 2, registry.MODELS, InputFormat(), "none")
+    student, origin = made(network, name, (32, 32), classes=2)
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
+
+
 def quick(**how):
     student = small_classifier(0, **how)
     return student, Origin("small", "small.py:SmallClassifier", "shapes")
@@ -534,6 +543,7 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
     assert "is a file" in error_of([run, "--out", tmp_path / "file"], PROGRAM)
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     assert "link to nothing" in error_of([run, "--out", tmp_path / "link"], PROGRAM)
+    (tmp_path / "link").unlink()
     assert f"name the run folder, {run}" in error_of([run / "best.pth"], PROGRAM)
     assert "is a file" in error_of([run, "--out", tmp_path / "file", "--overwrite"], PROGRAM)
     (tmp_path / "file").unlink()

@@ -35,6 +35,7 @@ def card(
     takes, (height, width) = student.input_format, student.img_size
     about = {"channels": student.channels, "height": height, "width": width, "mean": takes["mean"], "std": takes["std"]}
     about["num_classes"] = student.num_classes
+    about["made_of"] = {"num_classes": student.num_classes} | subject.library.arguments
     about["parameters"] = sum(parameter.numel() for parameter in student.network.parameters())
     with torch.no_grad():
         answer = student.network(student.normalise(torch.zeros(2, student.channels, height, width)))
