@@ -55,16 +55,17 @@ def main(argv: list[str]) -> None:
         loaded = load_classifier(teacher, values.teacher_path, given=takes["teacher"], key=values.teacher_weights)
     with initialising(values.seed, "student"):
         student = registry.classifier(values.student, spec, takes["student"], download=values.download)
+    asked = vars(parser.given(argv))
     real = partial(spec.load, values.data_root, True, values.download)  # not read but by yardsticks
     test = cache(lambda: test_images(spec, values.data_root, values.download))
 
     def trial(values: Namespace) -> api.Job:
         networks = map(copy.deepcopy, (teacher, student))
-        return api.prepare(values, spec, *networks, method, compute, training_images=real)
+        return api.prepare(values, spec, *networks, method, compute, training_images=real, asked=asked)
 
     length = LengthConfig.of(values)
     plan = plan_by_budget(values, length, trial, lambda: test()[0], path, began)
-    job = api.prepare(values, spec, teacher, student, method, compute, path, real)
+    job = api.prepare(values, spec, teacher, student, method, compute, path, real, asked)
     report = [*parser.grouped(values), *compute.about(), job.sizes(), f"writes to: {path}"]
     report += [*loaded.remarks, *job.remarks, *plan]
     if values.dry_run:

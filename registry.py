@@ -13,6 +13,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from datafree.data.class_names import NAMES
 from datafree.data.digits import load_digits, load_digits100
 from datafree.data.folders import load_imagenet, load_tiny_imagenet
 from datafree.data.imagefolder import imagefolder_spec
@@ -245,7 +246,8 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
                 raise UserError(f"--{name} is fixed for {spec.name}", "leave it out; it describes imagefolder:PATH")
         if spec.load in (load_tiny_imagenet, load_imagenet):  # these read image files
             spec = replace(spec, load=partial(spec.load, workers=workers))
-    return replace(spec, flip=spec.flip and not getattr(values, "no_flip", False))
+    names = spec.class_names or NAMES.get(spec.name, ())
+    return replace(spec, flip=spec.flip and not getattr(values, "no_flip", False), class_names=names)
 
 
 def pretrained_path(dataset: str, model: str) -> Path:

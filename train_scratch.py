@@ -29,7 +29,7 @@ from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.configuration import knob
 from datafree.data.augmentation import Augmentation
-from datafree.data.specs import DatasetSpec, Images, TensorImages
+from datafree.data.specs import DatasetSpec, Images, TensorImages, test_images
 from datafree.engine import device
 from datafree.engine.device import Compute
 from datafree.engine.distribution import check_alone
@@ -78,8 +78,8 @@ def main(argv: list[str]) -> None:
         print("\n".join(report))
         return
     check_output(values, path)
-    train, test = load(values, spec, compute)
-    report += [line for images in (train, test) for line in getattr(images, "remarks", ())]
+    train, test, remarks = load(values, spec, compute)
+    report += remarks
     streams = Streams(values.seed, compute.device)
     augmentation = Augmentation(0 if train.crops else values.crop_padding, spec.flip)
     training = Training(model, train, Training.Config.of(values), augmentation, compute, streams)
@@ -98,13 +98,17 @@ def check_output(values: Namespace, run: Path) -> None:
         raise UserError(f"{values.output} exists", "give --overwrite to replace it, or --output for another place")
 
 
-def load(values: Namespace, spec: DatasetSpec, compute: Compute) -> tuple[Images, Images]:
-    """Training and test images, downloaded where they are absent; small sets on the device."""
-    loaded = (spec.load(values.data_root, split, True) for split in (True, False))
-    return tuple(images.to(compute.device) if isinstance(images, TensorImages) else images for images in loaded)
+def load(values: Namespace, spec: DatasetSpec, compute: Compute) -> tuple[Images, Images | None, list[str]]:
+    """Training images, test images where there are any, and lines about both; small sets on the device.
+
+    What is absent is downloaded where it can be.
+    """
+    train, (test, remarks) = spec.load(values.data_root, True, True), test_images(spec, values.data_root, True)
+    placed = (images.to(compute.device) if isinstance(images, TensorImages) else images for images in (train, test))
+    return *placed, [*getattr(train, "remarks", ()), *remarks]
 
 
-def fit(values: Namespace, training: Training, test: Images, run: Run) -> None:
+def fit(values: Namespace, training: Training, test: Images | None, run: Run) -> None:
     """The epochs."""
     steps = len(training.images) // values.batch_size or 1
     for epoch in run.epochs():
@@ -112,7 +116,7 @@ def fit(values: Namespace, training: Training, test: Images, run: Run) -> None:
             row = training.epoch()
             run.lap("training")
             check_weights_finite({"model": training.classifier}, steps)
-        if epoch % values.eval_every == 0 or epoch == values.epochs:
+        if test is not None and (epoch % values.eval_every == 0 or epoch == values.epochs):
             score = Score(percentage_equal(*predict(training.classifier, test, run.compute)), None)
             run.progress.score, run.progress.best = (
                 score,
@@ -127,7 +131,7 @@ def fit(values: Namespace, training: Training, test: Images, run: Run) -> None:
 def leave(values: Namespace, spec: DatasetSpec, model: Classifier, run: Run) -> None:
     """The trained network, where main.py looks for it and in the run folder; the summary."""
     content = {"state_dict": model.state_dict(), "arch": values.model, "dataset": spec.name}
-    content |= {"num_classes": spec.num_classes, "accuracy": run.progress.score.accuracy}
+    content |= spec.classes | {"accuracy": run.progress.score.accuracy}
     content |= {"input_format": model.input_format}
     content |= {"epochs": values.epochs, "seed": values.seed}
     values.output.parent.mkdir(parents=True, exist_ok=True)

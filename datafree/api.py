@@ -12,13 +12,14 @@ import json
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .cli.flags import LengthConfig, distillation_configs
@@ -158,7 +159,7 @@ def evaluate(job: Job, run: Run, evaluation: Evaluation, epoch: int) -> dict[str
     """Accuracy and agreement of the student as it is."""
     score = job.score(evaluation)
     about = {"arch": job.values.student, "dataset": job.context.spec.name, "epoch": epoch}
-    about |= {"num_classes": job.context.spec.num_classes, "input_format": job.student.classifier.input_format}
+    about |= job.context.spec.classes | {"input_format": job.student.classifier.input_format}
     run.scored(score, about | {"state_dict": job.student.classifier.state_dict()})
     return {"accuracy": score.accuracy, "agreement": score.agreement}
 
@@ -210,6 +211,7 @@ def prepare(
     compute: Compute,
     path: Path | None = None,
     training_images: Callable[[], Images] | None = None,
+    asked: Iterable[str] = (),
 ) -> Job:
     """Networks, method, targets and pool, ready for :func:`loop`.
 
@@ -222,6 +224,7 @@ def prepare(
         compute: device and precision.
         path: the run folder; where a run goes on, its saved state stands in for files that the method began with.
         training_images: gives the real training set, to yardsticks that need it.
+        asked: the flags that were given.
 
     Raises:
         UserError: for whatever does not fit together, before anything is written.
@@ -248,6 +251,7 @@ def prepare(
         origin=told | {"mode": method.label(values)},
         training_images=training_images or no_training_images,
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
+        asked=frozenset(asked),
     )
     learner = Student(context, Student.Config.of(values), length.steps)
     maker, aims = method(context, method.Config.of(values)), targets(context, targets.Config.of(values))
@@ -324,6 +328,7 @@ class Distilled:
     results: dict[str, Any]
 
 
+@torch.inference_mode(False)  # whatever the caller is in: networks are trained here
 def distil(
     teacher: Classifier | nn.Module,
     student: Classifier | nn.Module,
@@ -333,6 +338,7 @@ def distil(
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool = False,
+    class_names: Sequence[str] = (),
     test: Images | tuple[Tensor, Tensor] | None = None,
     train: Images | tuple[Tensor, Tensor] | None = None,
     method: type[Method] = AeahlRg,
@@ -347,6 +353,7 @@ def distil(
         num_classes, img_size: of the synthetic images; the size one number, or height and width.
         mean, std: a value a channel, of images in [0, 1]: one channel or three.
         flip: whether a mirrored image keeps its class.
+        class_names: what the classes are called, for whoever gets the student.
         test: real images to measure accuracy on: uint8 (N, C, H, W), with labels (N,).
         train: likewise, for the yardsticks that are not data-free, ``kd`` and ``scratch``; others do not look at it.
         method: how images are made.
@@ -359,7 +366,10 @@ def distil(
     values, configs = values_from(method, flags)
     test, train = as_images(test, num_classes), as_images(train, num_classes)
     flip = flip and not values.no_flip
-    spec = DatasetSpec("own", num_classes, pair(img_size), tuple(mean), tuple(std), flip, lambda *_: test)
+    if len(class_names) not in (0, num_classes):
+        raise UserError(f"class_names: {len(class_names)} names of {num_classes} classes", "name all of them, or none")
+    takes = pair(img_size), *(of_channels(name, each) for name, each in (("mean", mean), ("std", std)))
+    spec = DatasetSpec("own", num_classes, *takes, flip, lambda *_: test, tuple(class_names))
     (teacher, lent), of_data = copied(teacher), format_of(spec)
     classifiers = []
     for role, network in (("teacher", teacher), ("student", student)):
@@ -376,13 +386,13 @@ def distil(
 
     def trial(values: Namespace) -> Job:
         networks = map(copy.deepcopy, classifiers)
-        return prepare(values, spec, *networks, method, compute, training_images=real)
+        return prepare(values, spec, *networks, method, compute, training_images=real, asked=flags)
 
     if values.resume:
         keep_plan(values, path, "datafree.distil")
         check_same(values, path, configs, "datafree.distil")
     plan = plan_by_budget(values, LengthConfig.of(values), trial, lambda: test, path, began)
-    job = prepare(values, spec, *classifiers, method, compute, path, real)
+    job = prepare(values, spec, *classifiers, method, compute, path, real, flags)
     config, remarks = (
         described("datafree.distil", configs, values),
         [*compute.about(), job.sizes(), *job.remarks, *plan],
@@ -399,8 +409,11 @@ def distil(
 
 def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespace, dict[str, type[Config]]]:
     """Every flag of main.py with that method, from those given; and their configs. Raises UserError as distil does."""
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UserError(f"method is {method!r}, no class on datafree.methods.base.Method", "give the class itself")
     given = {"method": method.__name__, "teacher": "teacher", "student": "student", "dataset": "own"}
     given |= {name: value.item() if isinstance(value, np.generic) else value for name, value in flags.items()}
+    given |= {"device": str(given["device"])} if "device" in given else {}
     targets = chosen(given.get("hl", False), given.get("no_aea", False), method.targets)
     configs = distillation_configs(method, method.__name__, targets)
     unknown = sorted(given.keys() - {name for config in configs.values() for name in config.__dataclass_fields__})
@@ -410,10 +423,10 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
     if of_main:
         raise UserError(f"{of_main[0]} is for main.py", "from Python the networks and images are given themselves")
     values = resolve(configs, given, lambda known: {})
-    for name in ("run_root", "data_root"):
-        setattr(values, name, Path(getattr(values, name)))
     for config in configs.values():
         config.of(values)
+    for name in ("run_root", "data_root"):
+        setattr(values, name, Path(getattr(values, name)).expanduser())
     method.complete(values)
     return values, configs
 
@@ -426,14 +439,26 @@ def copied(teacher: nn.Module) -> tuple[nn.Module, bool]:
         return teacher, True
 
 
+def of_channels(name: str, values: Any) -> tuple[float, ...]:
+    """The mean or the std. Raises UserError where it is none of pixels in [0, 1]."""
+    numbers = np.asarray(values, dtype=float) if not isinstance(values, Tensor) else values.double().numpy(force=True)
+    inside = (numbers >= 0) & (numbers <= 1) if name == "mean" else numbers > 0
+    if numbers.shape not in ((1,), (3,)) or not inside.all():
+        raise UserError(f"{name} is {values}", "give a value a channel, one or three, of pixels in [0, 1]")
+    return tuple(numbers.tolist())
+
+
 def as_images(test: Any, num_classes: int) -> Images | None:
-    """A test set as the loop takes it, from (images, labels). Raises UserError where it is none."""
+    """Images as the loop takes them, from (images, labels). Raises UserError where they are none."""
+    remedy = "give (uint8 images (N, C, H, W), labels (N,))"
     if isinstance(test, tuple | list):
         try:
-            images, labels = test
+            images, labels = map(torch.as_tensor, test)
             test = TensorImages(images, labels.long())
-        except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"test is no test set: {error}", "give (uint8 images (N, C, H, W), labels (N,))") from None
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"test is no test set: {error}", remedy) from None
+    elif test is not None and not hasattr(test, "batches"):
+        raise UserError(f"test is a {type(test).__name__}, no test set", remedy)
     if isinstance(test, TensorImages):
         if not len(test):
             raise UserError("test holds no images", "leave it out where there are none")

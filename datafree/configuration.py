@@ -22,6 +22,7 @@ from .paths import absolute
 
 LARGEST = 2**31  # of counts
 NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
+KINDS = NUMBERS | {bool: (bool, "True or False"), str: (str, "a word"), Path: (str | Path, "a path")}
 C = TypeVar("C", bound="Config")
 Preset = Callable[[argparse.Namespace], Mapping[str, Any]]
 
@@ -108,12 +109,13 @@ def convert(each: Field, kind: type, text: str) -> Any:
 
 
 def _check_type(each: Field, config: type, value: Any) -> None:
-    """Raises ValueError for what is no number where one is wanted: from Python, anything may come."""
+    """Raises ValueError for what is of no kind that is wanted: from Python, anything may come."""
     kind, _ = kind_of(each, config)
-    if kind in NUMBERS and not (value is None and each.default is None):
+    unset = (value is None and each.default is None) or (value is True and each.metadata["optional_value"])
+    if kind in KINDS and not unset:
         for item in value if isinstance(value, tuple | list) else (value,):
-            if not isinstance(item, NUMBERS[kind][0]):
-                raise ValueError(f"{item!r} is not {NUMBERS[kind][1]}")
+            if not isinstance(item, KINDS[kind][0]):
+                raise ValueError(f"{item!r} is not {KINDS[kind][1]}")
 
 
 def checked(each: Field, value: Any) -> Any:

@@ -1,10 +1,12 @@
 """Code of the user's own, by the file that it lies in: a method or a network that the repository knows nothing of."""
 
 import importlib.util
+import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .errors import UserError, nearest_names
@@ -15,18 +17,34 @@ def is_file(name: str) -> bool:
     return ".py:" in name
 
 
+def package_of(path: Path) -> tuple[Path, str]:
+    """The folder that a file's package lies in, and the package's name; its own folder and "" where it is in none."""
+    folder, names = path.parent, []
+    while (folder / "__init__.py").exists():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return folder, ".".join(names)
+
+
 @contextmanager
 def beside(file: Path | str) -> Iterator[None]:
-    """Within, modules beside a file can be imported; afterwards another file's of the same names can."""
-    folder, known = Path(file).expanduser().resolve().parent, set(sys.modules)
-    sys.path.insert(0, str(folder))
+    """Within, modules beside a file, and its package, can be imported; afterwards another file's of the same names can.
+
+    The command line is then the file's own, without words.
+    """
+    path, known, words = Path(file).expanduser().resolve(), set(sys.modules), sys.argv
+    folders = dict.fromkeys((path.parent, package_of(path)[0]))
+    sys.path[:0], sys.argv = [str(folder) for folder in folders], [str(path)]
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.argv = words
+        for folder in folders:
+            sys.path.remove(str(folder))
         for name in set(sys.modules) - known:
             top = name.partition(".")[0]
-            if top not in known and ((folder / f"{top}.py").exists() or (folder / top / "__init__.py").exists()):
+            own = any((folder / f"{top}.py").exists() or (folder / top / "__init__.py").exists() for folder in folders)
+            if top not in known and own:
                 del sys.modules[name]
 
 
@@ -44,16 +62,29 @@ def load(name: str, what: str) -> Any:
     path = Path(file + ".py").expanduser().resolve()
     if not path.is_file():
         raise UserError(f"{what} file {path} does not exist", "check the path")
-    spec = importlib.util.spec_from_file_location(f"datafree_own_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    package, said = package_of(path)[1], io.StringIO()
     try:
-        with beside(path):
-            spec.loader.exec_module(module)
+        with beside(path), redirect_stderr(said):
+            module = _executed(path, package)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise UserError(f"{what} file {path} cannot be run: {type(error).__name__}: {error}", "mend it") from error
+        told = [f"{type(error).__name__}: {error}", *said.getvalue().strip().splitlines()[-1:]]
+        raise UserError(f"{what} file {path} cannot be run: {', '.join(told)}", "mend it") from error
+    sys.stderr.write(said.getvalue())
     found = getattr(module, attribute, None)
     if found is None:
         names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
         raise UserError(f"{path} has nothing called {attribute!r}", nearest_names(attribute, names))
     return found
+
+
+def _executed(path: Path, package: str) -> ModuleType:
+    name = f"{package}.{path.stem}" if package else f"datafree_own_{path.stem}"
+    if package:
+        importlib.import_module(package)
+        if name in sys.modules:  # the package has it already
+            return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import registry
 from datafree.cli.parser import Parser, number
 from datafree.cli.program import run_program
+from datafree.errors import UserError
 from datafree.export.exporting import TOLERANCE, check_place, export
 from datafree.export.formats import FORMATS
 from datafree.export.origin import WEIGHTS, student_of
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--tolerance", type=number(float, 0), default=TOLERANCE, metavar="R", help=borne)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
     args = parser.parse_args(argv)
+    if args.run.is_file():
+        raise UserError(f"{args.run} is a file", f"name the run folder, {args.run.parent}, and --which best or last")
     out = args.out or args.run / "export"
     check_place(out, args.overwrite)
     student, origin = student_of(args.run, registry, args.which)

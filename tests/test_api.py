@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, MEAN, ROOT, SIZE, STD, same_state, small_classifier, small_network, state_of, user_error
@@ -70,6 +71,53 @@ def test_two_modules_are_distilled_in_place_and_the_run_folder_comes_back(tmp_pa
     config = json_of(folder / "config.json")  # reports show it as they show main.py's
     assert config["program"] == "datafree.distil" and config["defaults"]["lr"] == Student.Config.lr
     assert config["groups"]["student"] == [each.name for each in fields(Student.Config)]
+
+
+def test_a_prior_that_the_teacher_cannot_give_is_refused_where_it_was_asked_for(tmp_path):
+    with user_error("--patch 1: the teacher has no attention layers"):
+        distil(tmp_path, patch=1.0)
+    assert not any(tmp_path.iterdir())
+
+
+UNFIT = {  # what is given instead: what is said
+    "one number for the mean": ({"mean": 0.5}, "mean is 0.5 — give a value a channel"),
+    "a mean of levels": ({"mean": (123.6, 116.0, 103.0)}, "mean is (123.6"),
+    "two channels": ({"mean": (0.5, 0.5)}, "one or three"),
+    "a std of nothing": ({"std": (0, 0, 0)}, "std is (0, 0, 0)"),
+    "half a pixel": ({"img_size": 8.5}, "one whole number or two, not 8.5"),
+    "a shape for a size": ({"img_size": (3, 8, 8)}, "not (3, 8, 8)"),
+    "a loader for a test set": ({"test": torch.utils.data.DataLoader([])}, "test is a DataLoader, no test set"),
+    "a method's name": ({"method": "aeahl_rg"}, "method is 'aeahl_rg', no class"),
+    "another class": ({"method": dict}, "no class on datafree.methods.base.Method"),
+    "a number for a word": ({"tag": 3}, "--tag: 3 is not a word"),
+    "a word for a switch": ({"hl": "no"}, "--hl: 'no' is not True or False"),
+    "a number for a path": ({"run_root": 3}, "--run_root: 3 is not a path"),
+}
+
+
+@pytest.mark.parametrize(("given", "words"), UNFIT.values(), ids=UNFIT)
+def test_what_cannot_be_is_said_in_one_line(given, words, tmp_path):
+    with user_error(words):
+        api.distil(small_network(1), small_network(2), **(SHAPE | FLAGS | OWN | {"run_root": tmp_path} | given))
+    assert not any(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_and_torch_will_do_so_will_a_device_and_a_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = {"num_classes": np.int64(CLASSES), "img_size": np.int64(SIZE), "mean": np.array(MEAN)}
+    given |= {"std": torch.tensor(STD), "device": torch.device("cpu"), "run_root": "~/runs", "lr": np.float32(0.1)}
+    images = np.zeros((20, 3, SIZE, SIZE), dtype=np.uint8)
+    with torch.no_grad():
+        found = api.distil(
+            small_network(1), small_network(2), **(FLAGS | OWN | given), test=(images, np.arange(20) % CLASSES)
+        )
+    assert found.folder == tmp_path / "runs/anew-own-teacher-student" and found.results["accuracy_last"] == 20
+    assert found.student.input_format["mean"] == pytest.approx(MEAN)
+
+
+def test_class_names_are_of_all_classes_or_of_none(tmp_path):
+    with user_error(f"class_names: 2 names of {CLASSES} classes"):
+        distil(tmp_path, class_names=["a", "b"])
 
 
 def test_teacher_and_student_may_have_formats_of_their_own_be_attacked_and_measured_on_images(tmp_path):

@@ -156,6 +156,27 @@ DRESSES = {
     "an object": lambda logits, x: Output(logits),
     "a map of one pixel": lambda logits, x: logits[:, :, None, None],
     "a tuple of such a map": lambda logits, x: (x, logits[:, :, None, None]),
+    "a row of one pixel": lambda logits, x: logits[:, :, None],
+    "one token": lambda logits, x: logits[:, None],
+    "a dict in a dict": lambda logits, x: {"out": {"logits": logits, "aux": x}},
+    "a tuple in a dict": lambda logits, x: {"x": x, "out": (logits, x.mean((2, 3)))},
+    "an object in a tuple": lambda logits, x: (x, Output(logits)),
+}
+
+
+def features_of(logits):
+    """As wide as the logits, and not them."""
+    return logits.flip(1).tanh()
+
+
+DRESSES |= {  # of the same width
+    "an embedding named": lambda logits, x: {"embedding": features_of(logits), "prediction": logits},
+    "outputs named": lambda logits, x: {"z": features_of(logits), "outputs": logits},
+    "logits among outputs": lambda logits, x: {"output": logits.softmax(1), "logits": logits},
+    "an auxiliary head named": lambda logits, x: {"aux_logits": features_of(logits), "cls_logits": logits},
+    "features first, no names": lambda logits, x: (features_of(logits), logits),
+    "a softmax behind": lambda logits, x: (logits, logits.softmax(1)),
+    "a softmax before, without names that say so": lambda logits, x: {"p": logits.softmax(1), "q": logits},
 }
 
 
@@ -165,7 +186,55 @@ def test_logits_are_found_in_whatever_a_network_returns(dress):
     assert torch.equal(model(x), wrapped(small_network(1)).eval()(x))
 
 
+class TwoWide(nn.Module):
+    """An embedding as wide as the classes, which the head reads; or two heads, of which training answers with both."""
+
+    def __init__(self, two_heads=False, always=False, scale=1):
+        super().__init__()
+        self.body, self.two_heads, self.always, self.scale = nn.Linear(3, CLASSES), two_heads, always, scale
+        self.head, self.aux = nn.Linear(CLASSES, CLASSES), nn.Linear(CLASSES, CLASSES)
+
+    def forward(self, x):
+        embedding = self.body(x.mean((2, 3)))
+        logits = self.scale * self.head(embedding.relu())
+        if not self.two_heads:
+            return embedding, logits
+        return (self.aux(embedding), logits) if self.training or self.always else logits
+
+
+@pytest.mark.parametrize("how", [{}, {"scale": 16}, {"two_heads": True}])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_of_tensors_without_names_the_logits_are_what_the_last_layer_gives(how, mode):
+    model, x = wrapped(TwoWide(**how)), torch.rand(4, 3, SIZE, SIZE)
+    network = getattr(model, mode)().network
+    by_hand = network.scale * network.head(network.body(model.normalise(x).mean((2, 3))).relu())
+    assert torch.equal(model(x), by_hand) and torch.equal(model(x), by_hand)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert network.training == (mode == "train") and copy.deepcopy(model).picked == model.picked
+
+
+def test_heads_that_cannot_be_told_apart_are_named_and_none_is_taken():
+    with user_error("own answers several tensors that may be its logits: [0], [1]", "logits alone"):
+        wrapped(TwoWide(two_heads=True, always=True))(torch.rand(4, 3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize("dress", [lambda z: z, lambda z: z[:, 0], lambda z: {"out": z, "features": z.expand(-1, 7)}])
+def test_of_two_classes_one_logit_will_do_whose_sigmoid_is_the_softmax(dress):
+    network = small_network(1, num_classes=1)
+    model, x = Classifier(network, "own", 2, SIZE, MEAN, STD).eval(), torch.rand(4, 3, SIZE, SIZE)
+    z = network(model.normalise(x))
+    network.register_forward_hook(lambda module, args, answer: dress(answer))
+    torch.testing.assert_close(model(x).softmax(1), torch.cat([1 - z.sigmoid(), z.sigmoid()], 1))
+
+
 NO_LOGITS = {
+    "logits of other classes, and features": (
+        lambda logits, x: {"embedding": logits, "prediction": logits[:, 1:], "z": logits},
+        f"own answers a dict of (2, {CLASSES}), (2, {CLASSES - 1}), (2, {CLASSES}), not logits",
+    ),
+    "a dense map named so, and features": (lambda logits, x: {"logits": x, "z": logits}, "own answers a dict of"),
+    "features alone": (lambda logits, x: {"features": logits}, "own answers a dict of"),
+    "numbers of classes": (lambda logits, x: logits.long(), "own answers"),
     "other classes": (
         lambda logits, x: logits[:, 1:],
         f"own answers a tensor (2, {CLASSES - 1}), not logits of {CLASSES}",

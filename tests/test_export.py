@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import CLASSES, ROOT, small_classifier, user_error
+from conftest import CLASSES, MEAN, ROOT, SIZE, STD, small_classifier, small_network, user_error
 from PIL import Image
 from programs import (  # noqa: F401 (few_digits: a fixture)
     FOLDER,
@@ -29,6 +29,7 @@ from programs import (  # noqa: F401 (few_digits: a fixture)
 )
 from torch import nn
 
+import datafree
 import registry
 import train_scratch
 from datafree import files
@@ -94,15 +95,27 @@ def check_card(folder, student, count, monkeypatch, path=None):
 
 
 @pytest.mark.slow
-def test_a_run_from_python_is_exported_there(run, tmp_path):
-    begun = shutil.copytree(run, tmp_path / "begun")
-    config = json_of(begun / "config.json") | {"program": "datafree.distil"}
-    (begun / "config.json").write_text(json.dumps(config))
-    assert "whose networks have no names" in error_of([begun], PROGRAM)
-    student, origin = student_of(run, registry)
-    export(student, origin_of(begun), ["safetensors"], tmp_path / "out")
-    assert json_of(tmp_path / "out/config.json")["origin"]["accuracy"] == origin.accuracy
-    assert "model = ...  # a CifarResNet, as it was made for the run" in (tmp_path / "out/README.md").read_text()
+def test_a_run_from_python_is_exported_there(tmp_path, monkeypatch):
+    images, labels = torch.randint(256, (40, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(40) % CLASSES
+    shape = {"num_classes": CLASSES, "img_size": SIZE, "mean": MEAN, "std": STD, "test": (images, labels)}
+    shape["class_names"] = ["ant", "bee", "cat", "dog", "eel"]
+    length = {"epochs": 3, "warmup": 1, "kd_steps": 4, "batch_size": 8, "synthesis_batch_size": 8, "g_steps": 1}
+    how = {"nz": 4, "ngf": 2, "lr": 0.05, "precision": "fp32", "device": "cpu", "run_root": tmp_path}
+    found = datafree.distil(small_network(1), small_network(2), **shape, **length, **how)
+    assert 'origin_of(found.folder, "last")' in error_of([found.folder], PROGRAM)
+    export(found.student, origin_of(found.folder, "last"), ["safetensors"], tmp_path / "out")
+    origin, card = json_of(tmp_path / "out/config.json")["origin"], (tmp_path / "out/README.md").read_text()
+    with torch.no_grad():
+        right = (found.student(images / 255).argmax(1) == labels).double().mean().item()
+    assert origin["accuracy"] == found.results["accuracy_last"] == pytest.approx(100 * right)
+    assert json_of(tmp_path / "out/config.json")["class_names"] == shape["class_names"]
+    assert origin["teacher"] == "teacher" and "command" not in origin and origin["seed"] == 0
+    line = "model = ...  # a SmallClassifier, as it was made for the run"
+    assert line in card
+    (tmp_path / "out/README.md").write_text(
+        card.replace(line, "from conftest import small_network; model = small_network(3)")
+    )
+    check_card(tmp_path / "out", found.student, 1, monkeypatch)
 
 
 @pytest.mark.slow
@@ -304,6 +317,16 @@ def test_a_network_made_for_grey_images_is_made_so_by_the_card_s_lines(name, lib
     check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
 
 
+def test_a_transformers_network_made_for_grey_images_is_read_by_the_card_s_lines(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(image_size=16, patch_size=4, num_labels=CLASSES, num_channels=1, **sizes)
+    network = transformers.AutoModelForImageClassification.from_config(config)
+    student, origin = made(network, "hf:vit", mean=(0.4,), std=(0.2,))
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
+
+
 def test_timm_s_folder_carries_input_format_and_class_names(tmp_path):
     student, origin = timm_vit()
     export(student, origin, ["safetensors"], tmp_path / "out")
@@ -344,6 +367,60 @@ def test_grey_images_that_are_not_square_go_through_every_format(tmp_path, monke
     student, origin = made(build(CLASSES), "net.py:build", (12, 16), (0.3,), (0.2,))
     export(student, origin, ALL, tmp_path / "out")
     check_card(tmp_path / "out", student.eval(), 3, monkeypatch, [tmp_path])
+
+
+OF_DRESS = """
+from torch import nn
+
+
+class Dressed(nn.Module):
+    def __init__(self, classes, dress):
+        super().__init__()
+        self.body, self.fc, self.dress = nn.Conv2d(3, 4, 3), nn.Conv2d(4, classes, 1), dress
+
+    def forward(self, x):
+        features = self.body(x).relu().mean((2, 3), keepdim=True)
+        logits = self.fc(features)
+        dresses = {"map": logits, "tuple": (logits.tanh(), logits), "dict": {"x": x, "out": {"y": logits[..., 0]}}}
+        return dresses[self.dress]
+
+
+def map(num_classes):
+    return Dressed(num_classes, "map")
+
+
+def tuple_(num_classes):
+    return Dressed(num_classes, "tuple")
+
+
+def dict_(num_classes):
+    return Dressed(num_classes, "dict")
+
+
+def one(num_classes):
+    return Dressed(1, "map")
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "classes"), [("map", CLASSES), ("tuple_", CLASSES), ("dict_", CLASSES), ("one", 2)]
+)
+def test_the_card_s_lines_find_the_logits_in_whatever_the_network_answers(function, classes, tmp_path, monkeypatch):
+    (tmp_path / "dressed.py").write_text(OF_DRESS)
+    name = f"{tmp_path / 'dressed.py'}:{function}"
+    network, _ = network_of(name, classes, registry.MODELS, InputFormat(), "none")
+    student, origin = made(network, portable(name), classes=classes)
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    check_card(tmp_path / "out", student.eval(), 1, monkeypatch, [tmp_path])
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18,num_classes=1", "timm:test_resnet,num_classes=1"])
+def test_a_library_s_network_of_one_logit_for_two_classes_leaves_as_that(name, tmp_path, monkeypatch):
+    need(name.partition(":")[0])
+    network, _ = network_of(name, 2, registry.MODELS, InputFormat(), "none")
+    student, origin = made(network, name, (32, 32), classes=2)
+    export(student, origin, ["safetensors"], tmp_path / "out")
+    check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
 
 
 def quick(**how):
@@ -464,6 +541,10 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
     assert "holds no export" in error_of([run, "--out", tmp_path / "out", "--overwrite"], PROGRAM)
     (tmp_path / "file").write_text("mine")
     assert "is a file" in error_of([run, "--out", tmp_path / "file"], PROGRAM)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    assert "link to nothing" in error_of([run, "--out", tmp_path / "link"], PROGRAM)
+    (tmp_path / "link").unlink()
+    assert f"name the run folder, {run}" in error_of([run / "best.pth"], PROGRAM)
     assert "is a file" in error_of([run, "--out", tmp_path / "file", "--overwrite"], PROGRAM)
     (tmp_path / "file").unlink()
     assert tree(tmp_path) == before
@@ -521,7 +602,7 @@ def test_a_run_whose_image_folder_is_gone_can_be_exported(run, tmp_path):
     finished([moved], PROGRAM)
     written = json_of(moved / "export/config.json")
     assert written["num_classes"] == 10 and written["origin"]["dataset"] == "birds"
-    assert "class_names" not in written
+    assert written["class_names"] == list("0123456789")  # as its files say
 
 
 def test_a_run_without_a_student_yet_and_what_is_no_run_are_refused(run, tmp_path):

@@ -14,6 +14,7 @@ import datafree
 from datafree import user_code
 from datafree.engine.frozen import folded, frozen
 from datafree.engine.probe import fitted
+from datafree.errors import UserError
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.methods.priors import Priors
 from datafree.models.classifier import Classifier
@@ -154,6 +155,26 @@ def test_a_student_is_looked_at_in_both_modes():
         fitted(wrapped(Classes()), "student own", SHAPE, FP32, train_batch=4)
 
 
+def test_which_of_several_tensors_was_taken_for_the_logits_is_told():
+    class Two(Body):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"a": logits.tanh(), "b": logits}
+
+    for batch in (0, 4):
+        (remark,) = fitted(wrapped(Two()), "student own", SHAPE, FP32, train_batch=batch)
+        assert remark == "student own: of ['a'], ['b'] its logits are ['b']"
+
+
+def test_one_logit_for_two_classes_is_told():
+    for last, words in ((2.0, "the second class's, beside 0 for the first"), (0.5, "if that is a sigmoid's")):
+        network = Body()
+        network.fc = nn.Linear(4, 1)
+        nn.init.constant_(network.fc.weight, 0), nn.init.constant_(network.fc.bias, last)
+        (remark,) = fitted(Classifier(network, "own", 2, SIZE, MEAN, STD), "student own", SHAPE, FP32, train_batch=4)
+        assert "student own gives one logit" in remark and words in remark
+
+
 def test_norms_over_a_single_pixel_do_not_cost_a_student_its_memory_order():
     class Deep(Body):
         def forward(self, x):
@@ -190,6 +211,83 @@ def test_four_channels_are_not_answered_with_a_flag_that_refuses_them():
     network.conv = nn.Conv2d(4, 4, 3)
     with user_error("takes 4 channels, images have 1 or 3", "wrap it"):
         fitted(wrapped(network), "teacher own", SHAPE, FP32)
+
+
+class ByPixelValues(Body):
+    def forward(self, *, pixel_values):
+        return super().forward(pixel_values)
+
+
+class WithLabels(Body):
+    def forward(self, x, labels):
+        return super().forward(x)
+
+
+class LazyByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.LazyConv2d(4, 3)
+
+    def forward(self, *, pixel_values):
+        return self.conv(pixel_values)
+
+
+class ChannelsLast(Body):
+    def forward(self, x):
+        return super().forward(x.permute(0, 3, 1, 2))
+
+
+class OneSize(Body):
+    def forward(self, x):
+        return self.fc(self.middle(x).flatten(1)[:, : 4 * 26 * 26].view(len(x), 4, 26, 26).mean((2, 3)))
+
+
+class NormOverImages(Body):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4))
+
+
+def rows(pixels):
+    return nn.Sequential(nn.Linear(pixels, 4), nn.ReLU(), nn.Linear(4, CLASSES))
+
+
+UNFIT = {
+    "rows of that size": (lambda: rows(3 * SIZE**2), "it takes rows of numbers, no images: wrap it in nn.Sequential("),
+    "rows of another size": (
+        lambda: rows(784),
+        "takes 784 numbers an image: say --teacher_img_size 28 --teacher_channels 1, and wrap it",
+    ),
+    "an MLP that flattens": (
+        lambda: nn.Sequential(nn.Flatten(), rows(3072)),
+        "takes 3072 numbers an image: say --teacher_img_size 32 --teacher_channels 3\n",
+    ),
+    "keywords only": (ByPixelValues, "its forward does not take images alone, by position", "wrap it"),
+    "keywords only, and lazy": (LazyByKeyword, "its forward does not take images alone, by position", "wrap it"),
+    "labels too": (WithLabels, "by position (missing a required argument: 'labels'): wrap it"),
+    "channels last": (ChannelsLast, "it takes images with their channels last", "x.permute(0, 2, 3, 1)"),
+    "one size": (OneSize, "it answers images of 28x28 pixels: say --teacher_img_size 28"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), [(make, words) for make, *words in UNFIT.values()], ids=UNFIT)
+def test_what_a_network_takes_instead_of_images_is_found_out_and_said(make, words):
+    with pytest.raises(UserError) as caught:
+        fitted(wrapped(make()), "teacher own", SHAPE, FP32)
+    assert all(word in f"{caught.value}\n" for word in words), caught.value
+
+
+def test_what_is_said_of_sizes_and_channels_is_true():
+    flat = nn.Sequential(nn.Flatten(), rows(784))
+    for network, channels in ((OneSize(), 3), (flat, 1)):
+        model = Classifier(network, "own", CLASSES, 28, (0.5,) * channels, (0.5,) * channels)
+        fitted(model, "teacher own", SHAPE, FP32)
+        assert model(torch.rand(2, *SHAPE)).shape == (2, CLASSES)
+
+
+def test_a_student_that_fails_in_training_alone_is_not_told_of_sizes():
+    with user_error("give it larger batches"):
+        fitted(wrapped(NormOverImages()), "student own", SHAPE, FP32, train_batch=1)
 
 
 def test_two_folders_may_have_helpers_of_one_name_and_import_them_late(tmp_path):

@@ -223,8 +223,29 @@ def test_a_folders_name_has_the_last_name_of_each_path_in_it():
 def test_a_notebook_is_known_by_its_shell_and_not_by_what_was_imported(monkeypatch):
     shell = type("ZMQInteractiveShell", (), {})()
     monkeypatch.setitem(sys.modules, "ipykernel", object())
-    for found, is_one in ((None, False), (object(), False), (shell, True)):
+    of_colab = type("Shell", (type(shell),), {})()
+    for found, is_one in ((None, False), (object(), False), (shell, True), (of_colab, True)):
         monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda found=found: found))
         assert folders._in_notebook() == is_one
     monkeypatch.delitem(sys.modules, "IPython")
     assert not folders._in_notebook()
+
+
+def test_a_notebook_shows_one_bar_and_no_line_an_epoch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(folders, "_in_notebook", lambda: True)
+    with RunFolder(tmp_path / "run") as folder:
+        folder.start()
+        for epoch in folder.epochs(30):
+            folder.record(row(epoch, loss=0.5, accuracy=50.0 + epoch), f"line {epoch}")
+            if epoch == 20:
+                folder.log("warning: of note")
+    out, err = capsys.readouterr()
+    assert out == "warning: of note\n"
+    assert "30/30" in err and "accuracy=80" in err and "line" not in err
+    assert (tmp_path / "run/log.txt").read_text().splitlines().count("line 30") == 1
+
+
+def test_the_bar_of_a_notebook_is_a_widget_where_these_are_installed(monkeypatch):
+    for installed, notebook, module in ((1, 1, "tqdm.notebook"), (0, 1, "tqdm.std"), (1, 0, "tqdm.std")):
+        monkeypatch.setattr(folders, "find_spec", lambda name, installed=installed: installed)
+        assert folders._bar(notebook).__module__ == module

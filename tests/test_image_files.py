@@ -56,12 +56,13 @@ def test_colours_of_sixteen_bits_keep_their_high_bytes(tmp_path):
     assert pixels_of(tmp_path / "a.png") == [[[128, 255, 0]]]
 
 
-def test_32_bits_have_their_white_at_the_least_of_1_255_and_65535_that_holds_them(tmp_path):
+def test_32_bits_have_their_white_at_the_least_of_1_255_4095_and_65535_that_holds_them(tmp_path):
     def levels(values, kind):
         return pixels_of(saved(tmp_path / "a.tif", np.array([values], dtype=kind)), 1)[0]
 
     assert levels([0, 0.25, 1], np.float32) == [0, 64, 255]
     assert levels([0, 1.4, 255], np.float32) == [0, 1, 255]
+    assert levels([0, 32, 4000], np.float32) == [0, 2, 249]
     assert levels([0, 257, 65535], np.float32) == [0, 1, 255]
     assert levels([0, 1, 255], np.int32) == [0, 1, 255]
     assert levels([0, 514, 65535], np.int32) == [0, 2, 255]
@@ -72,6 +73,32 @@ def test_32_bits_have_their_white_at_the_least_of_1_255_and_65535_that_holds_the
     saved(tmp_path / "nan.tif", np.array([[0, np.nan]], dtype=np.float32))
     with user_error("nan.tif", kind=DamagedData):
         load_pixels(str(tmp_path / "nan.tif"), 3, lambda image: image)
+
+
+def test_twelve_bits_in_a_tiff_are_no_sixteen(tmp_path):
+    def levels(values, kind=np.uint16, **tags):
+        image = Image.fromarray(np.array([values], dtype=kind))
+        image.save(tmp_path / "a.tif", tiffinfo={int(tag[1:]): value for tag, value in tags.items()})
+        return pixels_of(tmp_path / "a.tif", 1)[0]
+
+    for kind in (np.uint16, np.int32, np.float32):
+        assert levels([0, 2048, 4095], kind) == [0, 128, 255]  # 2048 / 4095 * 255 = 127.5...
+        assert levels([0, 2048, 4096], kind) == [0, 8, 16]
+        assert levels([0, 128, 255], kind) == [0, 128, 255]
+    assert levels([0, 200, 16000], t281=16000) == [0, 3, 249]  # of 14 bits, 16,383, as MaxSampleValue says
+    assert levels([0, 100, 200], t281=1023) == [0, 25, 50]
+    assert levels([0, 100, 2000], t281=1023) == [0, 0, 8]  # a tag that is wrong
+    assert levels([0, 2048, 4095], t262=0) == [255, 127, 0]  # white is zero
+
+
+def test_twelve_bits_that_are_packed_are_what_they_say(tmp_path):
+    packed = bytes([0x00, 0x08, 0x00, 0x10])  # 0x000, 0x800, 0x100, in 12 bits each
+    entries = [(256, 3), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 5)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in entries)
+    file = struct.pack("<2sHI", b"II", 42, 14) + packed + b"\0\0" + directory + struct.pack("<I", 0)
+    (tmp_path / "a.tif").write_bytes(file)
+    assert np.asarray(Image.open(tmp_path / "a.tif")).tolist() == [[0, 2048, 256]]
+    assert pixels_of(tmp_path / "a.tif", 1) == [[0, 128, 16]]
 
 
 def test_a_dark_16_bit_png_is_dark_even_where_pillow_gives_it_as_integers(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Both programs on folders of image files: what the log says, what the flags do, and a signal to everything at once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from programs import TINY, epochs_of, error_of, finished, json_of, rows_of
+from programs import TINY, epochs_of, error_of, finished, json_of, rows_of, script
 
 import train_scratch
 from datafree.data import folder_images
@@ -56,6 +57,32 @@ def test_the_log_says_which_folder_the_test_images_are_from(pets, tmp_path):
     assert f"\ntest set: {pets}/pets/test, 18 images, in memory\n" in shown and "of 18 test images" in shown
     shown = finished(training(pets, tmp_path), train_scratch)
     assert f"\ntraining set: {pets}/pets/train, 18 images, in memory\ntest set: {pets}/pets/test, 18" in shown
+
+
+def test_without_test_images_train_scratch_trains_and_says_that_there_is_no_accuracy(pets, tmp_path):
+    shutil.copytree(pets / "pets/train", tmp_path / "pets/train")
+    shown = finished(training(tmp_path, tmp_path), train_scratch)
+    assert f"\nno accuracy, for want of test images: no images in {tmp_path}/pets/val\n" in shown
+    assert "finished: no accuracy, for want of test images, after" in shown
+    content, (folder,) = torch.load(tmp_path / "t.pth", weights_only=True), tmp_path.glob("scratch-*")
+    assert content["accuracy"] is None and epochs_of(folder) == ["1", "2"]
+    assert all(row["accuracy_train"] and "accuracy" not in row for row in rows_of(folder))
+    assert json_of(folder / "summary.json")["accuracy_last"] is None
+    finished([folder, "--out", tmp_path / "out"], script("export"))
+    assert "accuracy" not in json_of(tmp_path / "out/config.json")["origin"]
+    finished([folder], script("report"))
+    shutil.rmtree(tmp_path / "pets/train")
+    assert "holds neither train/ nor val/" in error_of(training(tmp_path, tmp_path, "--overwrite"), train_scratch)
+
+
+def test_what_is_left_says_what_the_classes_are_called(pets, tmp_path):
+    finished(training(pets, tmp_path), train_scratch)
+    finished(distilling(pets, tmp_path))
+    left = [tmp_path / "t.pth", *tmp_path.glob("anew-*/best.pth"), *tmp_path.glob("anew-*/student_last.pth")]
+    assert len(left) == 3
+    for path in left:
+        content = torch.load(path, weights_only=True)
+        assert (content["num_classes"], content["class_names"]) == (3, ["a", "b", "c"])
 
 
 def test_images_of_the_wanted_size_reach_the_networks_as_they_are(pets, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def test_size_and_channels_are_as_described(tmp_path):
     assert spec.load("nowhere", False, False).images.shape == (2, 1, 24, 16)
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "testing", "dev", "Test"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev", "Test"])
 def test_the_test_images_may_be_in_a_folder_of_another_usual_name(tmp_path, name):
     write(tmp_path, "training/ant/1.png", "training/bee/1.png", f"{name}/ant/1.png", f"{name}/bee/1.png")
     pairs, remarks = loaded(spec_of(tmp_path))
@@ -186,3 +186,28 @@ def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with user_error(f"cannot read {tmp_path}/val/a", "Permission denied", kind=DamagedData):
         spec.load("nowhere", False, False)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("training_set", "test_set"), ("trainset", "Val Set"), ("Train", "eval-set")]
+)
+def test_splits_may_be_called_sets(train, test, tmp_path):
+    write(tmp_path, *(f"{split}/{name}/1.png" for split in (train, test) for name in "ab"))
+    spec = spec_of(tmp_path)
+    assert spec.class_names == ("a", "b") and loaded(spec, train=True)[0] == [(0, 0), (1, 1)]
+    assert loaded(spec)[1] == [f"test set: {tmp_path / test}, 2 images, in memory"]
+
+
+def test_folds_are_no_classes_unless_the_class_count_says_so(tmp_path):
+    write(tmp_path, *(f"fold{i}/{name}/1.png" for i in range(3) for name in "ab"))
+    with user_error("have the same folders in them", f"imagefolder:{tmp_path}/fold0"):
+        spec_of(tmp_path)
+    assert spec_of(tmp_path, num_classes=3).class_names == ("fold0", "fold1", "fold2")
+    with user_error("have the same folders in them", kind=MissingData):
+        loaded(spec_of(tmp_path, num_classes=2))
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with user_error("pets.zip is no folder", "unpack it"):
+        spec_of(tmp_path / "pets.zip")

@@ -3,10 +3,15 @@
 import csv
 
 import pytest
-from programs import finished
+from programs import finished, json_of
+
+import train_scratch
 
 FIRST = ["--epochs", "9", "--warmup", "1"]
 SECOND = ["--teacher", "wrn16_1", "--epochs", "5", "--warmup", "1", "--kd_steps", "40"]
+
+CONVNEXT = "timm:convnext_atto,depths=(1,1,1,1),dims=(16,32,64,128),patch_size=2"
+TRAIN = "--dataset digits --epochs 25 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("learning")]
 
@@ -38,3 +43,14 @@ def test_a_reused_generator_reaches_a_loss_and_an_accuracy_sooner_than_a_new_one
     losses = column(anew, "loss_generator"), column(reused, "loss_generator")
     assert losses[1][1] < losses[0][-1]  # in its second epoch where the new one is not in its last
     assert column(reused, "accuracy")[-1] > column(anew, "accuracy")[-1] + 25
+
+
+def test_a_student_of_a_teacher_without_batch_norm_learns_to_read_digits_too(tmp_path):
+    pytest.importorskip("timm")
+    file, networks = tmp_path / "teacher.pth", ["--run_root", tmp_path, "--precision", "fp32"]
+    finished([*TRAIN.split(), "--model", CONVNEXT, "--output", file, *networks], train_scratch)
+    log = finished([*FIRST, "--teacher", CONVNEXT, "--teacher_path", file, "--tag", "student", *networks])
+    assert "the teacher has no BatchNorm statistics" in log
+    (folder,) = tmp_path.glob("anew-*-student")
+    assert json_of(folder / "summary.json")["accuracy_teacher"] > 90
+    assert column(folder, "accuracy")[-1] > 20  # chance is 10; 41, 32 and 67 with seeds 0, 1 and 2

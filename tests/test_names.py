@@ -121,6 +121,34 @@ def test_a_transformers_folder_brings_weights_size_mean_and_std(saved):
     assert registry.teacher_file("digits", name) is None
 
 
+@pytest.fixture(scope="module")
+def convnext(tmp_path_factory):
+    """A folder that holds a configuration alone, whose size, 224, is a default."""
+    transformers = pytest.importorskip("transformers")
+    folder, how = tmp_path_factory.mktemp("convnext"), {"hidden_sizes": [4, 4, 8, 8], "depths": [1, 1, 1, 1]}
+    transformers.ConvNextConfig(**how, architectures=["ConvNextForImageClassification"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_size_in_a_configuration_binds_an_untrained_network_only_where_it_takes_no_other(saved, convnext):
+    student = registry.classifier(f"hf:{convnext}", DIGITS)
+    assert student.img_size == (32, 32) and student.training and student.network.training
+    assert student(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert registry.classifier(f"hf:{saved}", DIGITS).img_size == (24, 24)
+    assert registry.classifier(f"hf:{saved},image_size=32", DIGITS).img_size == (32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["saved", "convnext"])
+def test_a_transformers_network_is_made_for_the_channels_that_are_wanted(kind, request):
+    name = f"hf:{request.getfixturevalue(kind)}"
+    grey = registry.classifier(name, DIGITS, InputFormat(channels=1))
+    assert grey.channels == 1 and grey.network.config.num_channels == 1
+    assert grey(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert registry.classifier(f"{name},num_channels=1", DIGITS).channels == 1
+
+
 @pytest.mark.slow
 def test_a_transformers_name_that_is_not_there_says_how_to_get_it(saved, tmp_path):
     with user_error("neither a folder nor ORG/NAME"):

@@ -222,6 +222,12 @@ def test_a_network_that_cannot_do_its_part_is_told_so_in_its_own_words_before_an
     assert not any(tmp_path.iterdir())
 
 
+def test_a_prior_on_the_command_line_that_the_teacher_cannot_give_is_refused(own, tmp_path):
+    for flags, words in (("--patch 1", "--patch 1: the teacher has no attention"), ("--bn 10", "no BatchNorm")):
+        assert words in error_of(line(own, tmp_path, "Plain", flags=flags))
+    assert not any(tmp_path.iterdir())
+
+
 def test_arguments_of_a_name_reach_the_function(own, tmp_path):
     words = line(own, tmp_path, student="wide,width=3,num_classes=7")
     assert "a tensor (2, 9)" in error_of(words)

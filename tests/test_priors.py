@@ -5,7 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CLASSES, MEAN, SIZE, STD, same_state, small_classifier, small_context, small_teacher, state_of
+from conftest import (
+    CLASSES,
+    MEAN,
+    SIZE,
+    STD,
+    same_state,
+    small_classifier,
+    small_context,
+    small_teacher,
+    state_of,
+    user_error,
+)
 from torch import nn
 
 from datafree.losses.priors import (
@@ -94,6 +105,18 @@ def test_a_class_token_is_left_out_maps_are_lists_of_tokens_and_long_lists_are_t
     assert patches(torch.randn(1, 1024, 3)).shape[1] == 256
 
 
+@pytest.mark.parametrize(("extra", "maps"), [(5, {16, 4}), (2, {16}), (1, {16}), (1, ()), (0, {16}), (0, ())])
+def test_class_distillation_and_register_tokens_are_left_out_by_the_map_that_the_patches_are_of(extra, maps):
+    tokens = torch.randn(2, extra + 16, 3)
+    assert torch.equal(patches(tokens, maps), tokens[:, extra:])
+
+
+def test_patches_of_a_map_that_is_not_square_and_of_windows_are_kept_whole():
+    tokens = torch.randn(2, 17, 3)
+    assert torch.equal(patches(tokens, {17}), tokens)  # 1 x 17
+    assert torch.equal(patches(tokens[:, 1:], {196}), tokens[:, 1:])  # windows of 4 x 4 out of 14 x 14
+
+
 class SelfAttention(nn.Module):
     def __init__(self):
         super().__init__()
@@ -126,7 +149,48 @@ def weights(bn=10.0, tv=None, l2=None, patch=None):
     return SimpleNamespace(bn=bn, tv=tv, l2=l2, patch=patch)
 
 
+class NormedHead(Transformer):
+    """One BatchNorm, over a feature vector an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, CLASSES))
+
+
+class NormedStem(Transformer):
+    """One BatchNorm, over the map of patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.BatchNorm2d(6))
+        self.layers = nn.ModuleList(nn.Sequential(SelfAttention()) for _ in range(4))
+
+
+class NormedTokens(Transformer):
+    """As LeViT has them: one after each linear layer, over all tokens of all images at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(6) for _ in self.layers)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + norm(layer(x)[0].flatten(0, 1)).view_as(x)
+        return self.fc(x.mean(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES))
+
+
+def teacher_of(make):
+    return lambda: Classifier(make(), "own", CLASSES, SIZE, MEAN, STD).eval().requires_grad_(False)
+
+
+FEW = "BatchNorm statistics in few of its layers"
 TEACHERS = {"batch norm": small_teacher, "none": lambda: small_teacher(batch_norm=False), "attention": transformer}
+TEACHERS |= {kind.__name__: teacher_of(kind) for kind in (NormedHead, NormedStem, NormedTokens, mlp)}
 CHOSEN = [
     ("batch norm", weights(), {"bn": 10.0}, "priors: bn 10"),
     ("batch norm", weights(tv=0.5), {"bn": 10.0, "tv": 0.5}, "priors: bn 10, tv 0.5"),
@@ -139,6 +203,11 @@ CHOSEN = [
         WITHOUT_STATISTICS,
         "priors: tv 1, l2 0.1, patch 1 (the teacher has no BatchNorm statistics)",
     ),
+    ("NormedHead", weights(), {"bn": 10.0} | WITHOUT_STATISTICS, f"patch 1 (the teacher has {FEW})"),
+    ("NormedStem", weights(), {"bn": 10.0} | WITHOUT_STATISTICS, f"patch 1 (the teacher has {FEW})"),
+    ("NormedTokens", weights(), {"bn": 10.0}, "priors: bn 10"),
+    ("NormedTokens", weights(patch=2.0), {"bn": 10.0, "patch": 2.0}, "priors: bn 10, patch 2"),
+    ("mlp", weights(), {"bn": 10.0, "tv": 1.0, "l2": 0.1}, f"(the teacher has {FEW} and no attention layers)"),
     ("attention", weights(patch=0.0), {"tv": 1.0, "l2": 0.1}, "priors: tv 1, l2 0.1"),
 ]
 
@@ -161,6 +230,24 @@ def test_a_teacher_gets_the_priors_that_fit_what_it_has_and_the_log_names_them(k
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
 
 
+@pytest.mark.parametrize(
+    ("kind", "flag", "words"),
+    [
+        ("none", "bn", "no BatchNorm statistics"),
+        ("none", "patch", "no attention"),
+        ("batch norm", "patch", "attention"),
+    ],
+)
+def test_a_prior_that_was_asked_for_and_the_teacher_cannot_give_is_refused(kind, flag, words):
+    context = small_context(TEACHERS[kind]())
+    wanted = weights(**{flag: 3.0})
+    assert flag not in Priors(context, wanted, bn_mmt=0.0).weights  # of a preset, or the default
+    context.asked = frozenset({flag})
+    with user_error(f"--{flag} 3: the teacher has ", words):
+        Priors(context, wanted, bn_mmt=0.0)
+    Priors(context, weights(**{flag: 0.0}), bn_mmt=0.0)
+
+
 def test_patch_diversity_hears_every_attention_layer_and_changes_nothing():
     teacher, x = transformer(), torch.rand(2, 3, SIZE, SIZE, requires_grad=True)
     before, plain = state_of(teacher), teacher(x)
@@ -176,6 +263,32 @@ def test_patch_diversity_hears_every_attention_layer_and_changes_nothing():
     torch.testing.assert_close(listener.loss(), patch_diversity_loss(heard))
     listener.loss().backward()
     assert x.grad.abs().sum() > 0 and same_state(state_of(teacher), before)
+
+
+class WithRegisters(Transformer):
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.Parameter(torch.randn(1, 5, 6))
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.extra.expand(len(x), -1, -1), x], 1)
+        for layer in self.layers:
+            x = x + layer(x)[0]
+        return self.fc(x[:, 0])
+
+
+def test_register_tokens_of_a_network_are_not_compared():
+    teacher = teacher_of(WithRegisters)()
+    network, listener, x = teacher.network, PatchDiversity(teacher), torch.rand(2, 3, SIZE, SIZE)
+    heard = []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda layer, args, answer: heard.append(patch_similarity(answer[0][:, 5:])))
+    with listener.listening():
+        teacher(x)
+    torch.testing.assert_close(listener.loss(), patch_diversity_loss(heard))
+    listener.remove()
+    assert not any(m._forward_hooks for m in network.modules() if m not in set(network.layers))
 
 
 def test_convolutional_attention_is_none_of_ours():

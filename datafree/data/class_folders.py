@@ -6,6 +6,7 @@ that systems and archives leave behind.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .image_files import is_image
 from .specs import DamagedData
 
 TRAIN = ("train", "training")
-TEST = ("val", "valid", "validation", "test", "testing", "dev")  # the first that has classes is taken
+TEST = ("val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev")  # the first with classes
 SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
 
 
@@ -44,14 +45,16 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def splits_in(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The folders of these names, in upper or lower case, that are there: in that order. Raises likewise."""
+    """The folders of these names, with "set" behind or not, in upper or lower case: in that order. Raises likewise."""
     if not folder.is_dir():
         return []
+
+    def plain(name: str) -> str:
+        return re.sub(r"[ _-]?set$", "", name.lower())
+
     with os.scandir(folder) as entries:
-        there = sorted(
-            entry.name for entry in entries if entry.name.lower() in names and _is_folder(entry, strict=True)
-        )
-    return [folder / name for wanted in names for name in there if name.lower() == wanted]
+        there = sorted(entry.name for entry in entries if plain(entry.name) in names and _is_folder(entry, strict=True))
+    return [folder / name for wanted in names for name in there if plain(name) == wanted]
 
 
 def image_paths(folder: Path) -> list[str]:

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .specs import DamagedData, Size
 
 Crop = Callable[[Image.Image], Image.Image]
 EXTENSIONS = (*IMG_EXTENSIONS, ".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".jp2", ".tga", ".avif")
-SIXTEEN_BITS = ("PNG", "PPM")  # formats that Pillow may give 32-bit integers for, of 16 bits
+SIXTEEN_BITS = ("PNG", "PPM")  # formats that fill 16 bits, whether Pillow gives them as 16 or 32
+HIGHEST_SAMPLE, WHITE_IS_ZERO = (281, 341), 0  # of TIFF: tags (MaxSampleValue, SMaxSampleValue), and a value of one
 MARGIN = 256 / 224  # of the usual ImageNet evaluation: resized to, over cropped to
 STRIPE = 100  # times longer, for its width, than what is wanted: no more of an image is resized; chosen by us
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops: torchvision's defaults
@@ -56,18 +57,26 @@ def read_image(path: str, channels: int) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> np.ndarray:
-    """Grey of 16 or 32 bits to uint8 (H, W).
+    """Grey of more than 8 bits to uint8 (H, W), black being 0.
 
-    16 bits have white at 65,535. What the white of 32 bits is, no file says: the least of 1 (floating point), 255 and
-    65,535 that no pixel exceeds. Raises ValueError where there is none.
+    White is 65,535 in formats whose samples fill their bits. In a TIFF it is what its tags say, rounded up to whole
+    bits; where they say nothing, the least of 1 (floating point), 255, 4,095 (12 bits) and 65,535 that no pixel
+    exceeds. Raises ValueError where there is none.
     """
-    values, white = np.asarray(image), 65535
-    if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
-        low, high = values.min(), values.max()
-        whites = ((1,) if image.mode == "F" else ()) + (255, 65535)
-        white = next((white for white in whites if low >= 0 and high <= white), None)
-        if white is None:
-            raise ValueError(f"its pixels reach from {low:g} to {high:g}: save it with 8 or 16 bits")
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    low, high = values.min(), values.max()
+    told = max(int(np.max(tags.get(tag, 0))) for tag in HIGHEST_SAMPLE).bit_length()
+    bits = min(int(np.max(tags.get(TiffImagePlugin.BITSPERSAMPLE, 16))), told or 16)
+    if image.format in SIXTEEN_BITS:
+        whites = [65535]
+    elif image.mode != "F" and 8 < bits < 16:
+        whites = [2**bits - 1, 65535]
+    else:
+        whites = [1] * (image.mode == "F") + [255, 4095, 65535]
+    white = next((white for white in whites if low >= 0 and high <= white), None)
+    if white is None:
+        raise ValueError(f"its pixels reach from {low:g} to {high:g}: save it with 8 or 16 bits")
+    values = white - values if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO else values
     return np.rint(values * (255 / white)).astype(np.uint8)
 
 

@@ -1,6 +1,6 @@
 """The data set ``imagefolder:PATH``: any folder with a folder a class, as people have it.
 
-PATH/train/<class>/*, PATH/val/<class>/*        or training/; or valid/, validation/, test/, testing/, dev/
+PATH/train/<class>/*, PATH/val/<class>/*        or training/; or valid/, validation/, test/, testing/, eval/, dev/
 PATH/<class>/*                                  test images alone
 
 Classes are numbered in the order of their names. One without images, or absent, in training or test images keeps its
@@ -103,8 +103,12 @@ def _without_splits(path: Path, num_classes: int | None) -> Split:
     what, remedy = f"{path} holds neither train/ nor val/", "name a folder that does, or give --num_classes"
     if not path.is_dir():
         what = f"{path} is no folder" if path.exists() else f"there is no folder {path}"
+        remedy = "name the folder that it is in, or unpack it" if path.exists() else remedy
     elif inside:
         what, remedy = f"{what}, but {inside[0]} does", f"give --dataset imagefolder:{inside[0]}"
+    elif num_classes != len(folders) > 1 and _alike(path, folders):
+        what = f"the folders of {path} have the same folders in them, and are none of train/ and val/"
+        remedy = f"name one, as --dataset imagefolder:{path / folders[0]}, or link them as train/ and val/"
     elif len(folders) > 1 and any(image_paths(path / name) for name in folders):
         if num_classes in (None, len(folders)):
             return Split(path, folders, " (no train/ or val/ there: its folders are taken for classes of test images)")
@@ -112,6 +116,12 @@ def _without_splits(path: Path, num_classes: int | None) -> Split:
     if num_classes is None:
         raise UserError(what, remedy)
     return Split(None, [], what)
+
+
+def _alike(path: Path, folders: list[str]) -> bool:
+    """Whether they look like splits of whatever names, fold1/ and fold2/, with the classes in each."""
+    inside = {tuple(folders_in(path / name)) for name in folders}
+    return len(inside) == 1 and len(inside.pop()) > 1
 
 
 def _numbered(path: Path, splits: dict[bool, Split], num_classes: int | None) -> list[str]:

@@ -1,10 +1,11 @@
 """What a data set is to this package: a few numbers that distillation needs, and images that evaluation may want."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +18,12 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 def pair(size: int | Sequence[int]) -> Size:
     """Height and width, from one number for both or from two. Raises UserError for anything else."""
-    sides = (int(size),) if isinstance(size, Integral) else tuple(map(int, size))
+    try:
+        sides = tuple(map(operator.index, (size,) if isinstance(size, Real) else size))
+    except TypeError:
+        sides = ()
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise UserError(f"an image size is one number or two, not {' '.join(map(str, sides))}", "height, then width")
+        raise UserError(f"an image size is one whole number or two, not {size}", "height, then width")
     return sides[0], sides[-1]
 
 
@@ -92,6 +96,11 @@ class DatasetSpec:
         object.__setattr__(self, "img_size", pair(self.img_size))
 
     @property
+    def classes(self) -> dict[str, Any]:
+        """What files say of them: ``num_classes`` and, where they have names, ``class_names``."""
+        return {"num_classes": self.num_classes} | ({"class_names": list(self.class_names)} if self.class_names else {})
+
+    @property
     def shape(self) -> Shape:
         """Of an image."""
         return len(self.mean), *self.img_size
@@ -109,7 +118,7 @@ def test_images(spec: DatasetSpec, data_root: Path, download: bool) -> tuple[Ima
     except DamagedData:
         raise
     except MissingData as error:
-        return None, [f"no accuracy, agreement on synthetic images instead: {error.what}"]
+        return None, [f"no accuracy, for want of test images: {error.what}"]
 
 
 class TensorImages:

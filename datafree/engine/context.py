@@ -37,6 +37,7 @@ class Context:
         origin: plain values that say where what is left comes from.
         saved: gives the method's state as it was saved, where this run goes on with one; else None. It is restored once
             all is built; what it says of shapes stands in for files that the method began with.
+        asked: the flags that were given, not worked out or left at their defaults.
         observers: see :meth:`observe`.
         readings: see :meth:`report`.
         costs: passes through networks.
@@ -53,6 +54,7 @@ class Context:
     rounds: int = 0
     origin: dict[str, Any] = field(default_factory=dict)
     saved: Callable[[], Mapping[str, Any] | None] = lambda: None
+    asked: frozenset[str] = frozenset()
     observers: list[Observer] = field(default_factory=list)
     readings: Readings = field(default_factory=Readings)
     costs: Costs = field(default_factory=Costs)

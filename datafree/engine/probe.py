@@ -3,8 +3,10 @@
 A speed-up that a network does not bear, channels-last memory or bf16, is left out for it, with a line for the log.
 """
 
+import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from ..models.classifier import Classifier
 from .device import Compute
 
 TOLERANCE = 1e-2  # of logits in another memory order, relative to the largest: rounding, however long the network
+
+SIDES = (28, 32, 48, 64, 84, 96, 112, 128, 160, 192, 224, 227, 240, 256, 299, 384)  # that networks are made for
 
 
 def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, train_batch: int = 0) -> list[str]:
@@ -40,11 +44,17 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
     batches = {False: noise, True: noise[:train_batch]}  # by mode: in training, batches may be of one image
     classifier.memory_format, classifier.bf16 = torch.contiguous_format, False
-    _materialise(classifier.to(compute.device), noise)
+    classifier.to(compute.device)
+    _materialise(classifier, what, noise)
     if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise UserError(f"{what} has no weights to train", "choose another model, or set requires_grad")
     answers = {train: _answer(classifier, what, batches[train], compute, train) for train in modes}
-    if any(map(looks_like_probabilities, answers.values())):
+    remarks += [f"{what}: of {', '.join(places)} its logits are {place}" for places, place in classifier.picked.items()]
+    flat = all(map(looks_like_probabilities, answers.values()))
+    if classifier.num_classes == 2 and not any(logits[:, 0].any() for logits in answers.values()):
+        advice = " - if that is a sigmoid's, return what goes into it" if flat else ""
+        remarks.append(f"{what} gives one logit: the second class's, beside 0 for the first{advice}")
+    elif any(map(looks_like_probabilities, answers.values())):
         remarks.append(f"warning: {what} seems to end in a softmax or sigmoid, flat at any temperature - return logits")
 
     def reason(like: Tensor | None = None) -> str:
@@ -70,11 +80,11 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     return remarks
 
 
-def _materialise(classifier: Classifier, noise: Tensor) -> None:
-    """Has lazy layers see an image, and so get their weights, always the same ones."""
+def _materialise(classifier: Classifier, what: str, noise: Tensor) -> None:
+    """Has lazy layers see an image, and so get their weights, always the same ones. Raises as :func:`fitted` does."""
     lazy = nn.parameter.UninitializedTensorMixin
     if any(isinstance(each, lazy) for each in (*classifier.parameters(), *classifier.buffers())):
-        with torch.no_grad(), torch.random.fork_rng([]):
+        with _in_one_line(classifier, what, noise), torch.no_grad(), torch.random.fork_rng([]):
             torch.manual_seed(0)
             classifier(noise)
 
@@ -86,33 +96,69 @@ def looks_like_probabilities(logits: Tensor) -> bool:
 
 def _answer(classifier: Classifier, what: str, noise: Tensor, compute: Compute, train: bool) -> Tensor:
     """The logits, in the plainest way there is. Raises UserError as :func:`fitted` does."""
-    try:
+    with _in_one_line(classifier, what, noise):
         logits = _run(classifier, noise, compute, train)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the network's own code raises
-        if is_out_of_memory(error):
-            raise
-        raise _cannot_take(classifier, what, noise, error) from None
     if not logits.isfinite().all():
         raise UserError(f"{what} answers noise with NaN or infinite numbers", "train or copy it anew")
     return logits
 
 
-def _cannot_take(classifier: Classifier, what: str, noise: Tensor, error: Exception) -> UserError:
-    channels, size, role = classifier.channels, size_text(classifier.img_size), what.partition(" ")[0]
-    colours = "grey" if channels == 1 else "colour"
-    given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
-    first = next((m for m in classifier.network.modules() if isinstance(m, nn.Conv2d)), None)
+@contextmanager
+def _in_one_line(classifier: Classifier, what: str, noise: Tensor) -> Iterator[None]:
+    """Whatever a network's own code raises becomes a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        size, colours = size_text(classifier.img_size), "grey" if classifier.channels == 1 else "colour"
+        given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
+        raise UserError(f"{given}: {in_its_words(error)}", _remedy(classifier, what.partition(" ")[0])) from None
+
+
+def _remedy(classifier: Classifier, role: str) -> str:
+    """What the network takes instead of its images, as far as it shows when it is given other things."""
+    network, channels, size = classifier.network, classifier.channels, classifier.img_size
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels), None)
     if first is not None and first.in_channels not in (1, 3):
-        remedy = f"its first convolution takes {first.in_channels} channels, images have 1 or 3: wrap it in a module"
-    elif first is not None and first.in_channels != channels:
-        remedy = f"its first convolution takes {first.in_channels} channels: say --{role}_channels {first.in_channels}"
-    else:
-        remedy = (
-            f"give the size that it was made for with --{role}_img_size, or larger batches, or choose another model"
-        )
-    return UserError(f"{given}: {in_its_words(error)}", remedy)
+        return f"its first convolution takes {first.in_channels} channels, images have 1 or 3: wrap it in a module"
+    if first is not None and first.in_channels != channels:
+        return f"its first convolution takes {first.in_channels} channels: say --{role}_channels {first.in_channels}"
+    with suppress(ValueError):  # of compiled code, which has no signature
+        try:
+            inspect.signature(network.forward).bind("images")
+        except TypeError as error:
+            return f"its forward does not take images alone, by position ({error}): wrap it in a module that does"
+    if _bears(classifier, channels, *size):  # so it is training, or the way back, that fails
+        return "give it larger batches, or choose another model"
+    if _bears(classifier, *size, channels):
+        return "it takes images with their channels last: wrap it in a module that gives it x.permute(0, 2, 3, 1)"
+    flat = "wrap it in nn.Sequential(nn.Flatten(), network)"
+    if _bears(classifier, channels * size[0] * size[1]):
+        return f"it takes rows of numbers, no images: {flat}"
+    reads = next((m.in_features for m in network.modules() if isinstance(m, nn.Linear)), 0) if first is None else 0
+    for c in (channels, 4 - channels):  # 1 or 3
+        side = isqrt(reads // c)
+        if side and c * side**2 == reads:
+            also = "" if _bears(classifier, c, side, side) else f", and {flat}"
+            say = f"--{role}_img_size {side} --{role}_channels {c}"
+            return f"its first layer takes {reads} numbers an image: say {say}{also}"
+    side = next((side for side in SIDES if _bears(classifier, channels, side, side)), None)
+    if side is not None:
+        return f"it answers images of {side}x{side} pixels: say --{role}_img_size {side}"
+    return f"give the size that it was made for with --{role}_img_size, or mend it where size is not what fails"
+
+
+def _bears(classifier: Classifier, *shape: int) -> bool:
+    """Whether the network inside answers two things of that shape with anything."""
+    try:
+        with torch.no_grad(), untouched(classifier, False):
+            classifier.network(torch.zeros(2, *shape, device=classifier.mean.device))
+    except Exception:  # in whatever words
+        return False
+    return True
 
 
 def in_its_words(error: Exception) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..models.answers import expression
 from .formats import Subject
 from .origin import Origin
 
@@ -33,7 +35,11 @@ def card(
     takes, (height, width) = student.input_format, student.img_size
     about = {"channels": student.channels, "height": height, "width": width, "mean": takes["mean"], "std": takes["std"]}
     about["num_classes"] = student.num_classes
+    about["made_of"] = {"num_classes": student.num_classes} | subject.library.arguments
     about["parameters"] = sum(parameter.numel() for parameter in student.network.parameters())
+    with torch.no_grad():
+        answer = student.network(student.normalise(torch.zeros(2, student.channels, height, width)))
+    about["logits"] = expression(answer, student.num_classes, student.picked)
     checks = {"formats": differences, "tolerance": tolerance, "batches": batches}
     known = {"origin": origin, "library": subject.library, "inside": subject.inside, "input_name": subject.input_name}
     return environment.get_template(TEMPLATE).render(**about, **checks, **known)

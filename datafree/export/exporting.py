@@ -161,14 +161,14 @@ def compared(subject: Subject, folder: Path, name: str) -> Difference:
     pixels = random_pixels(sum(BATCHES), subject.student)
     try:
         answer = FORMATS[name].load(subject, folder)
-        pairs: list[tuple[Tensor, Tensor]] = [(answer(x), subject.student(x)) for x in pixels.split(BATCHES)]
+        pairs: list[tuple[Tensor, Tensor]] = [(subject.student(x), answer(x)) for x in pixels.split(BATCHES)]
     except UserError:
         raise
     except Exception as error:  # of whichever library
         remedy = "choose another --format, or pip install --upgrade -r requirements-models.txt"
         raise UserError(f"the {name} export cannot be read back: {first_line(error)}", remedy) from None
-    differences = torch.cat([(theirs - ours).abs().flatten() for theirs, ours in pairs])
-    return Difference(differences.max().item(), max(ours.abs().max().item() for _, ours in pairs))
+    differences = torch.cat([(theirs - ours).abs().flatten() for ours, theirs in pairs])
+    return Difference(differences.max().item(), max(ours.abs().max().item() for ours, _ in pairs))
 
 
 def random_pixels(count: int, student: Classifier) -> Tensor:
@@ -185,7 +185,7 @@ def check_place(out: Path, overwrite: bool) -> None:
     if not out.is_dir():
         files.check_writable(out)
         if out.exists() or out.is_symlink():
-            raise UserError(f"{out} is a file", "name a folder with --out")
+            raise UserError(f"{out} is a {'file' if out.exists() else 'link to nothing'}", "name a folder with --out")
         return
     if not os.access(out, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {out}: no permission", "choose another place with --out")

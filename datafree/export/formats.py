@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .. import files
 from ..errors import UserError
-from ..models.classifier import Classifier, logits_of
+from ..models.answers import logits_of
+from ..models.classifier import Classifier
 from .libraries import WEIGHTS_FILE, Library
 
 OPSET = 18  # ONNX's, of 2022: the lowest that torch.onnx writes without converting
@@ -34,11 +35,11 @@ class Graph(nn.Module):
 
     def __init__(self, student: Classifier, inside: bool):
         super().__init__()
-        self.network, self.num_classes, self.name = student.network, student.num_classes, student.name
+        self.network, self.answer = student.network, (student.num_classes, student.name, student.picked)
         self.normalisation = student.normalisation if inside else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.network(self.normalisation(x)), self.num_classes, self.name)
+        return logits_of(self.network(self.normalisation(x)), *self.answer)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Subject:
         """The traced graph, for any number of images, without the paths of the files that it was traced through."""
         example = torch.rand(2, self.student.channels, *self.student.img_size)
         with _quiet(), _tracing(self.student.name):
+            self.student(example)  # which finds where its logits lie
             graph = Graph(self.student, self.inside).eval()
             program = torch.export.export(graph, (example,), dynamic_shapes=FREE, strict=False)
         for module in program.graph_module.modules():
@@ -79,7 +81,8 @@ def write_safetensors(subject: Subject, folder: Path) -> None:
 
 def load_safetensors(subject: Subject, folder: Path) -> Callable[[Tensor], Tensor]:
     network, student = subject.library.load(folder), subject.student
-    return lambda pixels: logits_of(network(subject.normalise(pixels)), student.num_classes, student.name)
+    answer = student.num_classes, student.name, student.picked
+    return lambda pixels: logits_of(network(subject.normalise(pixels)), *answer)
 
 
 def write_onnx(subject: Subject, folder: Path) -> None:

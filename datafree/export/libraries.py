@@ -128,7 +128,8 @@ class Timm(Library):
         return channels | super().arguments
 
     def config(self) -> dict[str, Any]:
-        made_of = self.student.network.pretrained_cfg
+        made = self.student.network
+        made_of = made.pretrained_cfg
         taken = {
             "input_size": [self.student.channels, *self.student.img_size],
             "fixed_input_size": bool(made_of.get("fixed_input_size", False)),
@@ -136,14 +137,14 @@ class Timm(Library):
             "crop_pct": 1.0,
             "crop_mode": "squash",  # as Classifier does: to the size, whatever the aspect ratio
             **{name: self.student.input_format[name] for name in ("mean", "std")},
-            "num_classes": self.student.num_classes,
+            "num_classes": made.num_classes,  # 1 of a student that gives one logit for two
             "classifier": made_of.get("classifier"),
         }
         if self.student.channels == 3:  # else timm would sum up the channels of the layer that it names
             taken["first_conv"] = made_of.get("first_conv")
         if self.origin.class_names:
             taken["label_names"] = list(self.origin.class_names)
-        config = {"architecture": self.architecture, "num_classes": self.student.num_classes, "pretrained_cfg": taken}
+        config = {"architecture": self.architecture, "num_classes": made.num_classes, "pretrained_cfg": taken}
         config["num_features"] = self.student.network.num_features
         return config | ({"model_args": self.arguments} if self.arguments else {})
 

@@ -112,12 +112,13 @@ def student_of(path: Path | str, names: Any, weights: str | None = None) -> tupl
     """
     if not _has_names(read_run(path)):
         by_hand = (
-            "export the student there: datafree.export.exporting.export(found.student, origin_of(found.folder), ...)"
+            'datafree.export.exporting.export(found.student, origin_of(found.folder, "last"), ...), see docs/export.md'
         )
         raise UserError(f"{path} is a run from Python, whose networks have no names", by_hand)
     origin = origin_of(path, weights)
     run = RunNetworks(path, names, "cpu", "fp32", origin.num_classes)
-    return run.student_in(WEIGHT_FILES[origin.weights]), replace(origin, class_names=tuple(run.known_class_names))
+    named = origin.class_names or run.spec.class_names  # of a run from before its files said so
+    return run.student_in(WEIGHT_FILES[origin.weights]), replace(origin, class_names=named)
 
 
 def _has_names(run: FinishedRun) -> bool:
@@ -126,7 +127,7 @@ def _has_names(run: FinishedRun) -> bool:
 
 
 def origin_of(path: Path | str, weights: str | None = None) -> Origin:
-    """What a run's files say of its student; the names of the classes are not in them.
+    """What a run's files say of its student.
 
     Raises:
         UserError: where it is no run folder, or holds no student yet, or not the one asked for.
@@ -147,6 +148,7 @@ def origin_of(path: Path | str, weights: str | None = None) -> Origin:
         name=folder_name(student, dataset),
         architecture=student if named else "",
         dataset=dataset.removeprefix("imagefolder:"),
+        class_names=tuple(said.get("class_names", ())),
         num_classes=said.get("num_classes"),
         teacher=teacher or None,
         method=portable(run.method) if teacher else None,

@@ -27,7 +27,7 @@ from .base import Method
 from .inversion import Best
 from .priors import Priors
 
-AUTO = "(default: 0 for a teacher with BatchNorm)"
+AUTO = "(default: 0 where BatchNorm sees most of the teacher)"
 
 
 class DeepInversion(Method):

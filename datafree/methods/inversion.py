@@ -16,7 +16,7 @@ from ..losses.kd import adversarial_loss, one_hot_loss
 from .base import Method
 from .priors import Priors
 
-AUTO = "(default: 0 for a teacher with BatchNorm)"
+AUTO = "(default: 0 where BatchNorm sees most of the teacher)"
 RECALIBRATION = 20  # batches; chosen by us
 
 

@@ -1,8 +1,8 @@
 """What methods that invert a teacher ask of images besides its answers: a list of priors, by what the teacher has.
 
 bn      its BatchNorm layers remember statistics     the images' are to be like them
-tv, l2  it has none                                  neighbouring pixels alike; pixels near the data's mean
-patch   it has attention layers, and no BatchNorm    its patches are to differ from each other (PSAQ-ViT)
+tv, l2  it has none, or few that see maps            neighbouring pixels alike; pixels near the data's mean
+patch   likewise, and it has attention layers        its patches are to differ from each other (PSAQ-ViT)
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from ..engine.context import Context
+from ..errors import UserError
 from ..losses.priors import image_norm, total_variation
 from ..models.attention import PatchDiversity
 from ..models.classifier import Normalise
-from ..models.norm_statistics import NormStatistics
+from ..models.norm_statistics import NormStatistics, see_most_of
 
 WITHOUT_STATISTICS = {"tv": 1.0, "l2": 0.1, "patch": 1.0}  # weights; chosen by us, see docs/teachers.md
 
 
 class Weights(Protocol):
-    """Of the priors; None for the last three: 0 for a teacher with statistics, else WITHOUT_STATISTICS."""
+    """Of the priors; None for the last three: 0 where statistics see most of the teacher, else WITHOUT_STATISTICS."""
 
     bn: float
     tv: float | None
@@ -37,31 +38,42 @@ class Priors:
         context: the teacher, and what the data's mean and standard deviation are.
         wanted: weights.
         bn_mmt: see NormStatistics.
+
+    Raises:
+        UserError: if one that was asked for has nothing to listen to.
     """
 
     def __init__(self, context: Context, wanted: Weights, bn_mmt: float):
         self.statistics = NormStatistics(context.teacher, bn_mmt)
         self.attention = PatchDiversity(context.teacher)
         self.parts = {"bn": self.statistics, "patch": self.attention}
-        has = self._heard(context)
-        names = {"bn": "BatchNorm statistics", "patch": "attention layers"}
-        self._missing = [f"no {names[part]}" for part, there in has.items() if not there]
+        has, covered = self._heard(context)
+        lacks = {"bn": "no BatchNorm statistics", "patch": "no attention layers"}
+        lacks = {name: what for name, what in lacks.items() if not has[name]}
         weights = {name: getattr(wanted, name) for name in ("bn", *WITHOUT_STATISTICS)}
         for name, weight in weights.items():
             if weight is None:
-                weights[name] = 0.0 if has["bn"] else WITHOUT_STATISTICS[name]
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0 and has.get(name, True)}
+                weights[name] = 0.0 if covered else WITHOUT_STATISTICS[name]
+            elif weight > 0 and name in lacks and name in context.asked:
+                raise UserError(f"--{name} {weight:g}: the teacher has {lacks[name]}", "leave it out")
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0 and name not in lacks}
+        few = {"bn": "BatchNorm statistics in few of its layers"} if has["bn"] else {}
+        self._lacks = "" if covered else " and ".join((few | lacks).values())
         for name in self.parts.keys() - self.weights.keys():
             self.parts[name].remove()
         self._normalise = Normalise(context.spec.mean, context.spec.std)
         self._normalise.to(context.compute.device)
 
-    def _heard(self, context: Context) -> dict[str, bool]:
-        """Which parts hear anything when the teacher looks at noise: what its forward goes round cannot be used."""
+    def _heard(self, context: Context) -> tuple[dict[str, bool], bool]:
+        """Which parts hear anything when the teacher looks at noise, and whether bn hears most of the teacher.
+
+        What its forward goes round cannot be used.
+        """
         noise = torch.rand(2, *context.spec.shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad(), context.compute.autocast(), self.statistics.listening(), self.attention.listening():
-            context.teacher(noise.to(context.compute.device))
-        return {name: part.heard for name, part in self.parts.items()}
+        noise = noise.to(context.compute.device)
+        with torch.no_grad(), self.statistics.listening(), self.attention.listening():
+            covered = see_most_of(context.teacher, lambda: context.ask(context.teacher, noise))
+        return {name: part.heard for name, part in self.parts.items()}, covered
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -96,7 +108,7 @@ class Priors:
 
     def __str__(self) -> str:
         used = ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items()) or "none"
-        why = f" (the teacher has {' and '.join(self._missing)})" if "bn" not in self.weights and self._missing else ""
+        why = f" (the teacher has {self._lacks})" if self._lacks else ""
         return f"priors: {used}{why}"
 
     def state_dict(self) -> dict[str, Any]:

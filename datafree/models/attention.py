@@ -1,6 +1,6 @@
 """Listens to what a teacher's attention layers give."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from math import isqrt
 from typing import Any
@@ -11,6 +11,7 @@ from ..losses.priors import patch_diversity_loss, patch_similarity
 from .classifier import Classifier
 
 MOST_TOKENS = 256  # of a layer that are compared with each other; chosen by us
+MOST_EXTRA = 16  # tokens before the patches, of class, distillation, registers; chosen by us
 
 
 def attention_layers(network: nn.Module) -> list[nn.Module]:
@@ -34,17 +35,25 @@ class PatchDiversity:
     def __init__(self, teacher: Classifier):
         self.layers, self._listening = attention_layers(teacher.network), False
         self._heard: list[Tensor] = []
+        self._maps: list[int] = []  # pixels of those that convolutions have made: of the patches, for one
         self._hooks = [layer.register_forward_hook(self._hear) for layer in self.layers]
+        convolutions = [m for m in teacher.network.modules() if isinstance(m, nn.Conv2d)] if self.layers else []
+        self._hooks += [layer.register_forward_hook(self._see) for layer in convolutions]
+
+    def _see(self, layer: nn.Module, args: tuple, answer: Tensor) -> None:
+        if self._listening:
+            self._maps.append(answer.shape[-2] * answer.shape[-1])
 
     def _hear(self, layer: nn.Module, args: tuple, answer: Any) -> None:
         tokens = answer[0] if isinstance(answer, tuple | list) else answer
         if self._listening and isinstance(tokens, Tensor) and _holds_tokens(layer, tokens):
-            self._heard.append(patch_similarity(patches(tokens)))
+            self._heard.append(patch_similarity(patches(tokens, self._maps)))
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Within, the teacher's forward passes leave their similarities here; outside they cost nothing."""
         self._heard.clear()
+        self._maps.clear()
         self._listening = True
         try:
             yield
@@ -72,10 +81,20 @@ def _holds_tokens(layer: nn.Module, answer: Tensor) -> bool:
     return answer.shape[1] > 1 and (answer.ndim == 3 or (answer.ndim == 4 and linear))
 
 
-def patches(tokens: Tensor) -> Tensor:
-    """Tokens that stand for patches: (B, N, width) without a class token, or (B, H, W, width) -> (B, n, width)."""
+def patches(tokens: Tensor, maps: Collection[int] = ()) -> Tensor:
+    """Tokens that stand for patches: (B, N, width) with others before them, or (B, H, W, width) -> (B, n, width).
+
+    Args:
+        tokens: of a layer.
+        maps: pixels of the maps that the patches may be of. Where there are as many tokens and a few more, these are
+            the first; else one more than a square, which is the class token.
+    """
+    lone = tokens.ndim == 3
     tokens = tokens.flatten(1, -2)
     count = tokens.shape[1]
-    if count > 2 and isqrt(count - 1) ** 2 == count - 1:  # one more than a square: the first is the class token
+    of_map = max((n for n in maps if 0 <= count - n <= MOST_EXTRA), default=0)
+    if lone and of_map > 1:
+        tokens = tokens[:, count - of_map :]
+    elif lone and count > 2 and isqrt(count - 1) ** 2 == count - 1:
         tokens = tokens[:, 1:]
     return tokens[:, :: -(-tokens.shape[1] // MOST_TOKENS)]

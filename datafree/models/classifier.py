@@ -3,7 +3,7 @@
 logits = S(x),   x (B, C, H, W) in [0, 1] -> resized to S's size -> (x - S's mean) / S's std -> (B, classes)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data.specs import Size, pair, size_text
 from ..errors import UserError
+from .answers import Picked, candidates, logits_of, pick
 
 
 class ExactLinear(nn.Linear):
@@ -49,44 +50,6 @@ def to_channels(x: Tensor, channels: int) -> Tensor:
     return x.expand(-1, channels, -1, -1)
 
 
-def logits_of(answer: Any, num_classes: int, name: str) -> Tensor:
-    """The logits (B, num_classes) in whatever a network returns: a tensor, a tuple, a dict, an object with ``logits``.
-
-    Raises:
-        UserError: there are none; says what there is.
-    """
-    if not isinstance(answer, Tensor):
-        answer = _logits_among(answer, num_classes)
-    if isinstance(answer, Tensor) and answer.shape[1:] == (num_classes, 1, 1):  # of a 1x1 convolution
-        answer = answer.flatten(1)
-    if isinstance(answer, Tensor) and answer.shape[1:] == (num_classes,):
-        return answer
-    remedy = f"let its forward return logits (images, {num_classes})"
-    if isinstance(answer, Tensor) and answer.ndim == 2:
-        remedy = "its last layer must be as wide as there are classes: check the model, and --num_classes"
-    raise UserError(f"{name} answers {described(answer)}, not logits of {num_classes} classes", remedy)
-
-
-def _logits_among(answer: Any, num_classes: int) -> Any:
-    named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    parts = answer.values() if isinstance(answer, Mapping) else answer if isinstance(answer, tuple | list) else ()
-    fits = (
-        part for part in parts if isinstance(part, Tensor) and part.shape[1:] in ((num_classes,), (num_classes, 1, 1))
-    )
-    return next(fits, answer)
-
-
-def described(answer: Any) -> str:
-    """Of whatever a network returned: its type, and the shapes in it."""
-    if isinstance(answer, Tensor):
-        return f"a tensor {tuple(answer.shape)}"
-    parts = answer.values() if isinstance(answer, Mapping) else answer if isinstance(answer, tuple | list) else ()
-    shapes = [str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-    return f"a {type(answer).__name__}" + (f" of {', '.join(shapes)}" if shapes else "")
-
-
 class Classifier(nn.Module):
     """Pixels (B, 1 or 3, H, W) in [0, 1] -> logits (B, num_classes), in fp32.
 
@@ -103,6 +66,7 @@ class Classifier(nn.Module):
         bf16: whether it bears to run under bf16 autocast, where that is on.
         borrowed: whether it is somebody else's, who wants its weights left alone.
         counted: is told of every call, with the pixels; see ``engine.costs``.
+        picked: which of several tensors in its answers are the logits.
     """
 
     def __init__(
@@ -119,6 +83,7 @@ class Classifier(nn.Module):
         self.normalisation = Normalise(mean, std)
         self.memory_format, self.bf16, self.borrowed = torch.contiguous_format, True, False
         self.counted: Callable[[nn.Module, Tensor], None] | None = None
+        self.picked: Picked = {}
         if type(self.head) is nn.Linear:
             self.head.__class__ = ExactLinear
 
@@ -167,10 +132,11 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Linear | nn.Conv2d | None:
         """The last layer, in the order of ``modules()``, that can give the logits: linear, or a 1x1 convolution."""
-        layers = list(reversed(list(self.network.modules())))
+        layers, widths = list(reversed(list(self.network.modules()))), {self.num_classes}
+        widths |= {1} if self.num_classes == 2 else set()
         linear = next((m for m in layers if isinstance(m, nn.Linear)), None)
-        gives = (m for m in layers if isinstance(m, nn.Conv2d) and m.out_channels == self.num_classes)
-        if linear is not None and linear.out_features == self.num_classes:
+        gives = (m for m in layers if isinstance(m, nn.Conv2d) and m.out_channels in widths)
+        if linear is not None and linear.out_features in widths:
             return linear
         return next((m for m in gives if m.kernel_size == (1, 1)), linear)
 
@@ -197,9 +163,19 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.normalise(x)
         if self.bf16:
-            return logits_of(self.network(x), self.num_classes, self.name).float()
+            return self._logits(x).float()
         with torch.autocast(x.device.type, enabled=False):
-            return logits_of(self.network(x), self.num_classes, self.name).float()
+            return self._logits(x).float()
+
+    def _logits(self, x: Tensor) -> Tensor:
+        answer = self.network(x)
+        if not isinstance(answer, Tensor):
+            places = tuple(candidates(answer, self.num_classes))
+            if len(places) > 1 and places not in self.picked:  # the first time, when the network is looked at
+                place = pick(self.network, x, self.num_classes)
+                if place:
+                    self.picked[places] = place
+        return logits_of(answer, self.num_classes, self.name, self.picked)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, num_classes) and what the head reads (B, width), both with their gradients.

@@ -10,6 +10,7 @@ path/to/file.py:function,depth=20              what the function returns, called
 import ast
 import inspect
 import json
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -27,6 +28,7 @@ from ..errors import UserError, nearest_names
 from .classifier import Classifier
 
 Weights = Literal["none", "file", "own"]
+CLASS_COUNT = ("nc", "num_cls", "num_labels", "n_labels", "num_outputs", "out_dim")  # what else it is called
 INSTALL = "pip install -r requirements-models.txt"
 
 
@@ -105,6 +107,8 @@ def network_of(
     library, colon, rest = name.partition(":")
     if not colon:
         if name not in known:
+            if name.endswith(".py"):
+                raise UserError(f"{name} is a file", f"name what makes the network, too: {name}:FUNCTION")
             hint = f"{nearest_names(name, known)}; or torchvision:NAME, timm:NAME, hf:NAME, FILE.py:FUNCTION"
             raise UserError(f"unknown model {name!r}", hint)
         return with_channels(known[name](num_classes), given.channels), InputFormat()
@@ -199,6 +203,7 @@ def _with_classes(make: Callable[..., Any], num_classes: int, arguments: dict[st
     """The arguments, with the class count for whichever takes it: by its name, else the first that needs a value."""
     takes = inspect.signature(make).parameters
     named = [key for key in takes if "class" in key.lower() and "name" not in key.lower()]
+    named += [key for key in CLASS_COUNT if key in takes]
     free = [key for key, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     chosen = named[:1] or [key for key in free if key not in arguments][:1] or (["num_classes"] if anything else [])
@@ -222,6 +227,7 @@ def _timm(
 ) -> tuple[nn.Module, InputFormat]:
     import timm
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each time it tries again
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}", nearest_names(name, timm.list_models()))
     channels = {"in_chans": given.channels} if given.channels not in (None, 3) else {}
@@ -253,16 +259,30 @@ def _transformers(
             _check_whole(name, info["missing_keys"])
         else:
             config = transformers.AutoConfig.from_pretrained(place, **local, num_labels=num_classes, **arguments)
-            network = kind.from_config(config)
+            if given.channels and hasattr(config, "num_channels") and "num_channels" not in arguments:
+                config.num_channels = given.channels
+            network = with_channels(kind.from_config(config), getattr(config, "num_channels", given.channels))
     except OSError as error:
         remedy = "check the name" if download or folder.is_dir() else "give its folder, or --download to fetch it"
         raise UserError(f"hf:{name} cannot be read: {str(error).strip().splitlines()[0]}", remedy) from None
     size = getattr(network.config, "image_size", None)
     bound = InputFormat(pair(size) if isinstance(size, int | list | tuple) else None)
     if weights == "none":
-        return network.train(), bound
+        return network, UNKNOWN if _takes(network, given) else bound
     channels = InputFormat(channels=getattr(network.config, "num_channels", None))
     return network, _preprocessing(name, place, local).over(bound).over(channels)
+
+
+def _takes(network: nn.Module, images: InputFormat) -> bool:
+    """Whether an untrained network answers such an image: many a configuration names a size that binds nothing."""
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, images.channels, *images.img_size))
+    except Exception:  # in whatever words
+        return False
+    finally:
+        network.train()
+    return True
 
 
 def _check_whole(name: str, missing: Iterable[str]) -> None:

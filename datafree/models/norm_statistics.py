@@ -128,3 +128,35 @@ class NormStatistics(NormInputs):
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         average = state["average"]
         self.average = None if average is None else average.to(self._nothing.device)
+
+
+def see_most_of(classifier: Classifier, look: Callable[[], Tensor]) -> bool:
+    """Whether there is such a layer for at least every second one that works on maps or tokens.
+
+    Only layers count that see several values of a channel in one image: statistics over images alone, as of a
+    BatchNorm1d in the head, say nothing of what an image looks like.
+
+    Args:
+        look: asks the classifier for its logits of some images (B, classes).
+    """
+    working, seen = set(), set()
+    called: list[tuple[set, nn.Module, Tensor, int]] = []
+
+    def work(layer: nn.Module, args: tuple, output: Tensor) -> None:
+        called.append((working, layer, output, layer.weight.shape[0]))
+
+    def see(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        called.append((seen, layer, args[0] if args else kwargs["input"], len(layer.running_mean)))
+
+    layers = [m for m in classifier.network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(work) for layer in layers]
+    hooks += [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in classifier.norm_layers]
+    try:
+        images = len(look())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for found, layer, x, channels in called:
+        if x.numel() > images * channels:
+            found.add(layer)
+    return bool(seen) and 2 * len(seen) >= len(working)

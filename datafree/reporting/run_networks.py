@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..data.class_names import NAMES
 from ..data.specs import Images, TensorImages, test_images
 from ..engine.device import choose
 from ..engine.evaluation import predict
@@ -55,8 +54,7 @@ class RunNetworks:
             self.config = self.config | {"num_classes": num_classes}
         self.spec = names.dataset_spec(Namespace(**self.config))
         self.nz: int | None = self.config.get("nz")  # None where there is no generator
-        self.known_class_names = self.spec.class_names or NAMES.get(self.spec.name, ())  # empty: they have none
-        self.class_names = list(self.known_class_names or map(str, range(self.spec.num_classes)))
+        self.class_names = list(self.spec.class_names or map(str, range(self.spec.num_classes)))
 
     @cached_property
     def teacher(self) -> Classifier:

@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class RunFolder:
     def __init__(self, path: Path, overwrite: bool = False, resume: bool = False):
         self.path, self.left = Path(path), _plain_names(read_status(path).get("files"))
         self.bar: tqdm | None = None
+        self._notebook = _in_notebook()
         self._board = self._lock = self._log = None
         self._columns, self._rows = [COUNTER], []
         self._started, self._seconds_before = time.perf_counter(), 0.0
@@ -154,12 +156,12 @@ class RunFolder:
         if not issubclass(failure.exc_type, OSError):
             self._excepthook(failure)
 
-    def log(self, line: str = "") -> None:
-        """One line to the terminal (above the progress bar), as long as there is one, and to log.txt."""
+    def log(self, line: str = "", shown: bool = True) -> None:
+        """One line to log.txt and, where ``shown``, to the terminal (above the bar), as long as there is one."""
         try:
-            if self.bar is not None and not self.bar.disable:
+            if shown and self.bar is not None and not self.bar.disable:
                 self.bar.write(line)
-            else:
+            elif shown:
                 print(line, flush=True)
         except OSError as error:
             if error.errno != errno.EIO:  # the terminal was closed: the run goes on
@@ -171,8 +173,8 @@ class RunFolder:
 
     def epochs(self, total: int, done: int = 0) -> Iterator[int]:
         """done+1..total under the run's one bar (none where the terminal is a file and this is no notebook)."""
-        shown = {"unit": COUNTER, "dynamic_ncols": True, "disable": not (_in_notebook() or sys.stderr.isatty())}
-        self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, **shown)
+        shown = {"unit": COUNTER, "dynamic_ncols": True, "disable": not (self._notebook or sys.stderr.isatty())}
+        self.bar = _bar(self._notebook)(range(done + 1, total + 1), initial=done, total=total, **shown)
         return iter(self.bar)
 
     def record(self, row: Mapping[str, Any], line: str) -> None:
@@ -199,7 +201,7 @@ class RunFolder:
         if self.bar is not None:
             shown = [key for key in ("loss_generator", "loss_kd", "loss", "accuracy") if row.get(key) is not None]
             self.bar.set_postfix({key.removeprefix("loss_"): f"{row[key]:.4g}" for key in shown})
-        self.log(line)
+        self.log(line, shown=not self._notebook)  # there the bar says it
 
     def _write_metrics(self) -> None:
         lines = [self._columns, *([row.get(name) for name in self._columns] for row in self._rows)]
@@ -260,8 +262,9 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, with the time, and says where everything is."""
         self.save_json("summary.json", {**summary, "seconds_total": self.seconds()})
-        accuracy = summary["accuracy_last"]
-        result = f"agreement {summary['agreement']:.2f} %" if accuracy is None else f"accuracy {accuracy:.2f} %"
+        measured = {"accuracy": summary["accuracy_last"], "agreement": summary.get("agreement")}
+        said = [f"{name} {value:.2f} %" for name, value in measured.items() if value is not None]
+        result = said[0] if said else "no accuracy, for want of test images,"
         self.status("finished", epoch=summary["epochs"])
         self.log(f"finished: {result} after {self.seconds():.0f} s; {self.path}")
 
@@ -288,7 +291,16 @@ class RunFolder:
 def _in_notebook() -> bool:
     """Whether this code runs in a cell of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__)  # Colab's is a subclass
+
+
+def _bar(notebook: bool) -> type[tqdm]:
+    """A notebook's widget where it can show one, else a line of text."""
+    if notebook and find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm as widget
+
+        return widget
+    return tqdm
 
 
 def read_status(folder: Path | str) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""The user's own files: alone, in a package, with a command line of their own."""
+
+import sys
+
+import pytest
+from conftest import user_error
+
+from datafree import user_code
+from datafree.models.names import UNKNOWN, network_of
+
+
+def package(folder, width):
+    """models/nets.py, with relative imports, in a folder of its own."""
+    (folder / "models/blocks").mkdir(parents=True)
+    (folder / "models/__init__.py").write_text("")
+    (folder / "models/blocks/__init__.py").write_text(f"WIDTH = {width}")
+    late = "def late():\n    from . import blocks\n    return blocks.WIDTH\n"
+    (folder / "models/nets.py").write_text(f"from .blocks import WIDTH\ndef make():\n    return WIDTH\n{late}")
+    return folder / "models/nets.py"
+
+
+def test_a_file_of_a_package_has_relative_imports_and_two_packages_may_have_one_name(tmp_path):
+    before = set(sys.modules), list(sys.path)
+    for name, width in (("a", 3), ("b", 7)):
+        file = package(tmp_path / name, width)
+        assert user_code.load(f"{file}:make", "model")() == width
+        late = user_code.load(f"{file}:late", "model")
+        with user_code.beside(file):
+            assert late() == width
+    assert (set(sys.modules), list(sys.path)) == before
+
+
+def test_a_file_of_this_very_package_is_not_loaded_twice():
+    from datafree.methods.aeahl_rg import AeahlRg
+
+    assert user_code.load(f"{user_code.__file__.replace('user_code', 'methods/aeahl_rg')}:AeahlRg", "method") is AeahlRg
+
+
+PARSES = """
+import argparse, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", {how})
+args = parser.parse_args()
+print("about to", file=sys.stderr)
+"""
+
+
+def test_a_file_that_parses_a_command_line_gets_an_empty_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--teacher", "x"])
+    (tmp_path / "net.py").write_text(PARSES.format(how="default=4"))
+    assert user_code.load(f"{tmp_path}/net.py:args", "model").width == 4
+    assert capsys.readouterr().err == "about to\n" and sys.argv == ["main.py", "--teacher", "x"]
+    (tmp_path / "net.py").write_text(PARSES.format(how="required=True"))
+    with user_error("SystemExit: 2, net.py: error: the following arguments are required: --width"):
+        user_code.load(f"{tmp_path}/net.py:args", "model")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["num_classes", "n_class", "nc", "num_labels"])
+def test_the_class_count_goes_to_whatever_it_is_called(name, tmp_path):
+    (tmp_path / "net.py").write_text(
+        f"from torch import nn\ndef make(width=4, {name}=1000):\n    return nn.Linear(width, {name})\n"
+    )
+    network, _ = network_of(f"{tmp_path}/net.py:make", 7, {}, UNKNOWN, "none")
+    assert network.out_features == 7
+
+
+def test_a_file_without_a_function_is_asked_for_one():
+    with user_error("net.py is a file", "net.py:FUNCTION"):
+        network_of("net.py", 7, {}, UNKNOWN, "none")
