@@ -279,31 +279,26 @@ def classifier(
 # for two CPU cores. ImageNet's 50,000 test images are read and decoded at every evaluation: not more often than twenty
 # times a run.
 CIFAR, FASTS = ("cifar10", "cifar100"), ("fast_meta", "fast")
-LIKE_FAST = ("aeahl_rg", *FASTS)
+LIKE_FAST, LIKE_CMI = ("aeahl_rg", *FASTS), ("cmi", "deepinversion", "noise")
 PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     (None, "digits", None, {"epochs": 40, "kd_steps": 60, "warmup": 2, "batch_size": 64, "lr": 0.1}),
     (None, "digits", None, {"attack_bound": 25.0, "p_width": 16}),
     *((name, "digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}) for name in LIKE_FAST),
     ("nayer", "digits", None, {"synthesis_batch_size": 60, "loops": 1, "warmup_loops": 2, "g_steps": 10, "ngf": 32}),
-    *(
-        (method, "digits", None, {"epochs": 8, "kd_steps": 100, "warmup": 0, "synthesis_batch_size": 64})
-        for method in ("cmi", "deepinversion", "noise")
-    ),
-    ("cmi", "digits", None, {"g_steps": 30, "ngf": 32, "negatives": 256}),
+    *((name, "digits", None, {"kd_steps": 100, "synthesis_batch_size": 64}) for name in LIKE_CMI),
+    *((name, "digits", None, {"epochs": 8, "warmup": 0}) for name in ("deepinversion", "noise")),
     ("deepinversion", "digits", None, {"g_steps": 50}),
+    ("cmi", "digits", None, {"epochs": 6, "warmup": 0, "g_steps": 40, "ngf": 16, "lr_g": 2e-3, "negatives": 256}),
+    ("cmi", "digits", None, {"features": "stages"}),
     (None, "digits100", None, {"epochs": 60, "kd_steps": 80, "warmup": 4, "batch_size": 64, "lr": 0.1}),
     (None, "digits100", None, {"attack_bound": 25.0, "p_width": 16}),
     *((name, "digits100", None, {"synthesis_batch_size": 128, "g_steps": 10, "ngf": 32}) for name in LIKE_FAST),
     ("aeahl_rg", "tiny_imagenet", None, {"g_steps": 50}),
     (None, "imagenet", None, {"batch_size": 64, "eval_every": 21}),
     ("aeahl_rg", "imagenet", None, {"g_steps": 50, "synthesis_batch_size": 64}),
-    *(
-        (method, data, None, {"epochs": 200, "warmup": 0, "lr": 0.1})  # of the CMI and Fast-Datafree code
-        for method in ("cmi", "deepinversion", "noise")
-        for data in ("cifar10", "cifar100")
-    ),
-    *(("cmi", data, "resnet34", {"features": "stages"}) for data in ("cifar10", "cifar100")),
-    *(("deepinversion", data, None, {"adi": 1.0}) for data in ("cifar10", "cifar100")),
+    *((name, data, None, {"epochs": 200, "warmup": 0, "lr": 0.1}) for name in LIKE_CMI for data in CIFAR),
+    *(("cmi", data, "resnet34", {"features": "stages"}) for data in CIFAR),
+    *(("deepinversion", data, None, {"adi": 1.0}) for data in CIFAR),
     *((yardstick, None, None, {"warmup": 0}) for yardstick in ("kd", "scratch")),
     *((name, data, None, {"epochs": 220, "reset_l0": 0.636}) for name in FASTS for data in (*CIFAR, "tiny_imagenet")),
     *((name, data, "vgg11", {"adv": 1.0}) for name in LIKE_FAST for data in CIFAR),

@@ -178,3 +178,23 @@ def test_fast_10_and_nayer_100_are_as_published():
     for (method, dataset, teacher), published in tasks.items():
         values = distillation(f"--dataset {dataset} --teacher {teacher}", method=method)
         assert {name: getattr(values, name) for name in published} == published, (method, dataset, teacher)
+
+
+def test_deepinversion_and_cmi_are_as_in_the_code_of_cmi_and_fast():
+    frame = {"epochs": 200, "warmup": 0, "lr": 0.1, "kd_steps": 400, "batch_size": 256, "synthesis_batch_size": 256}
+    frame |= {"T": 20, "oh": 1.0}
+    deepinversion = frame | {
+        "g_steps": 1000,
+        "lr_x": 0.1,
+        "adam_betas": (0.5, 0.99),
+        "bn": 10.0,
+        "adi": 1.0,
+        "tv": None,
+    }
+    cmi = frame | {"g_steps": 200, "lr_g": 1e-3, "adam_betas": (0.5, 0.999), "bn": 1.0, "adv": 0.5, "cr": 0.8}
+    cmi |= {"cr_tau": 0.2, "bank_size": 40960, "negatives": 4096, "nz": 256, "ngf": 64}
+    for dataset in ("cifar10", "cifar100"):
+        for teacher, features in (("resnet34", "stages"), ("wrn40_2", "all")):
+            for method, known in (("deepinversion", deepinversion), ("cmi", cmi | {"features": features})):
+                values = distillation(f"--dataset {dataset} --teacher {teacher}", method=method)
+                assert {name: getattr(values, name) for name in known} == known, (method, dataset, teacher)
