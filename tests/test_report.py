@@ -1,5 +1,6 @@
 """A run's page says what its files say, asks the network for nothing, and leaves the run as it was."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -256,8 +257,9 @@ def test_what_comes_from_files_is_shown_as_text_and_never_as_markup(run, monkeyp
     lines = [f'{header},"loss_{name}",$x^2$', *(f"{row},1,2" for row in rows)]
     (run / "metrics.csv").write_text("\n".join(lines))
     hostile = run.rename(run.with_name(f"{HOSTILE.replace('/', '')}'"))
-    names = [HOSTILE, "$x^2$", "$\\bad{$", *"3456789"]
-    monkeypatch.setattr("datafree.reporting.run_networks.NAMES", {"digits": names})
+    names = (HOSTILE, "$x^2$", "$\\bad{$", *"3456789")
+    digits = dataclasses.replace(registry.DATASETS["digits"], class_names=names)
+    monkeypatch.setitem(registry.DATASETS._entries, "digits", digits)
     text = page([report := examine(hostile, registry), report])
     elements = Elements(text)
     assert not {"script", "img"} & set(elements.tags)
