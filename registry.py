@@ -4,6 +4,7 @@ A model is one decorated function that takes the number of classes; its name is 
 A data set is one ``DATASETS.add`` entry, a method one ``METHODS.add``; flags that depend on the task: ``PRESETS``.
 """
 
+import math
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
@@ -278,8 +279,11 @@ def classifier(
 # defaults of the flags themselves (NAYER's: its scripts', with 100 epochs after warm-up); the digits' were chosen by us
 # for two CPU cores. ImageNet's 50,000 test images are read and decoded at every evaluation: not more often than twenty
 # times a run.
+# Those without a pool have rounds of a few steps: without a row for the data, of the reference ratio.
 CIFAR, FASTS = ("cifar10", "cifar100"), ("fast_meta", "fast")
 LIKE_FAST, LIKE_CMI = ("aeahl_rg", *FASTS), ("cmi", "deepinversion", "noise")
+WITHOUT_POOL, DIGITS = ("dafl", "zskt", "dfad", "dfq", "mad"), ("digits", "digits100")
+ADAM = {"optimizer": "adam", "lr": 2e-3, "lr_min": 0.0, "weight_decay": 0.0}
 PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     (None, "digits", None, {"epochs": 40, "kd_steps": 60, "warmup": 2, "batch_size": 64, "lr": 0.1}),
     (None, "digits", None, {"attack_bound": 25.0, "p_width": 16}),
@@ -307,6 +311,31 @@ PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     ("nayer", "cifar100", None, {"g_steps": 40}),
     ("nayer", "tiny_imagenet", None, {"epochs": 120, "lr": 0.1, "kd_steps": 1000, "synthesis_batch_size": 200}),
     ("nayer", "tiny_imagenet", None, {"g_steps": 60, "loops": 4, "warmup_loops": 20}),
+    *((name, None, None, {"warmup": 0, "ep_steps": 400, "T": 1.0}) for name in WITHOUT_POOL),
+    ("dafl", None, None, {"kd_steps": 1}),
+    ("zskt", None, None, {"kd_steps": 10, "clip_g": 5.0, "clip_grad": 5.0} | ADAM),
+    ("dfad", None, None, {"kd_steps": 5, "kd_loss": "l1"}),
+    ("dfq", None, None, {"kd_steps": 10, "adam_betas": (0.5, 0.999), "nesterov": True}),
+    ("mad", None, None, {"kd_steps": 5, "adam_betas": (0.5, 0.999)}),
+    *(("dafl", data, None, {"epochs": 2000, "ep_steps": 120, "batch_size": 1024, "nz": 1000}) for data in CIFAR),
+    *(("dafl", data, None, {"lr_g": 0.02, "lr": 0.1, "lr_min": 1e-3, "weight_decay": 5e-4}) for data in CIFAR),
+    ("dafl", "cifar10", None, {"oh": 0.05, "act": 0.01}),
+    ("dafl", "cifar100", None, {"oh": 0.5, "balance": 20 / math.log(10)}),
+    *(("zskt", data, None, {"epochs": 73, "ep_steps": 1000, "batch_size": 128, "nz": 100}) for data in CIFAR),
+    *(("dfad", data, None, {"epochs": 500, "ep_steps": 250}) for data in CIFAR),
+    *(("dfad", data, None, {"lr": 0.1, "lr_min": 1e-3, "weight_decay": 5e-4}) for data in CIFAR),
+    *(("dfq", data, None, {"epochs": 250, "warmup": 50, "ep_steps": 4000, "nz": 512}) for data in CIFAR),
+    *(("dfq", data, None, {"lr": 0.1, "lr_min": 0.0, "weight_decay": 0.0}) for data in CIFAR),
+    *(("mad", data, None, {"epochs": 200, "lr": 0.1}) for data in CIFAR),
+    ("dafl", "mnist", None, {"epochs": 200, "ep_steps": 120, "batch_size": 512, "nz": 100, "lr_g": 0.2}),
+    ("dafl", "mnist", None, ADAM | {"lr_min": 2e-3}),
+    ("dfad", "mnist", None, {"epochs": 40, "ep_steps": 250, "batch_size": 512, "nz": 100, "lr": 0.01, "lr_min": 0.01}),
+    *((name, data, None, {"batch_size": 32, "ngf": 16}) for name in WITHOUT_POOL for data in DIGITS),
+    *(("dafl", data, None, {"kd_steps": 2, "ep_steps": 120, "epochs": 8, "lr_g": 0.02} | ADAM) for data in DIGITS),
+    *(("zskt", data, None, {"kd_steps": 5, "ep_steps": 200, "epochs": 7, "lr_g": 5e-3}) for data in DIGITS),
+    *(("dfad", data, None, {"kd_steps": 10, "ep_steps": 200, "epochs": 7, "lr_g": 2e-3, "lr": 0.2}) for data in DIGITS),
+    *(("dfq", data, None, {"kd_steps": 4, "ep_steps": 160, "epochs": 8, "lr_g": 5e-3, "warmup": 1}) for data in DIGITS),
+    *(("mad", data, None, {"kd_steps": 4, "ep_steps": 160, "epochs": 7, "lr_g": 0.01} | ADAM) for data in DIGITS),
 ]
 
 

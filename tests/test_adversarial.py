@@ -24,6 +24,7 @@ from test_compile import traced  # noqa: F401
 from test_sync import no_reading  # noqa: F401
 from torch import nn
 
+import registry
 from datafree import api
 from datafree.cli.flags import LengthConfig, distillation_configs
 from datafree.configuration import resolve
@@ -413,3 +414,40 @@ def test_compiled_networks_let_the_same_be_heard(name, traced):  # noqa: F811
             terms.append(subject.context.read().means())
         assert terms[0] == pytest.approx(terms[1], rel=1e-3)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+# Presets
+
+STEPS = {  # of generator and student in a whole run, as the reference codes count them
+    ("dafl", "mnist"): (200 * 120, 200 * 120),
+    ("dfad", "mnist"): (40 * 50, 40 * 50 * 5),
+    ("dafl", "cifar100"): (2000 * 120, 2000 * 120),
+    ("zskt", "cifar10"): (7300, 73000),  # 80,000 uses of a batch, 11 a round: 7,273 rounds, here whole epochs
+    ("dfad", "cifar10"): (500 * 50, 500 * 50 * 5),
+    ("dfq", "cifar10"): (250 * 400, 200 * 400 * 10),
+}
+
+
+def preset(name, dataset):
+    given = {"method": name, "dataset": dataset, "teacher": "any"}
+    values = resolve(distillation_configs(METHODS[name], name, "soft"), given, registry.distillation_preset)
+    METHODS[name].complete(values)
+    return values
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dataset", registry.DATASETS)
+def test_presets_fit_together_for_every_data_set(name, dataset):
+    values = preset(name, dataset)
+    for config in distillation_configs(METHODS[name], name, "soft").values():
+        config.of(values)
+    assert values.kd_steps <= 10 < values.ep_steps and values.synthesis_batch_size == values.batch_size
+    assert values.T == 1 and values.kd_loss == ("l1" if name == "dfad" else "kl")
+    assert values.warmup == 0 or name == "dfq"
+
+
+@pytest.mark.parametrize(("name", "dataset"), STEPS)
+def test_presets_of_published_runs_are_as_long_as_those(name, dataset):
+    values = preset(name, dataset)
+    length = LengthConfig.of(values)
+    assert (values.epochs * len(length.rounds) * values.g_steps, length.steps) == STEPS[name, dataset]

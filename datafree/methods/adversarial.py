@@ -196,7 +196,7 @@ class Dafl(Adversarial):
     class Config(Adversarial.Config):
         oh: float = knob(1.0, "weight of L_oh: raise it for images of clearer class", low=0)
         act: float = knob(0.1, "weight of L_act: raise it for images that excite the teacher's last features", low=0)
-        balance: float = knob(5.0, "weight of L_ie: raise it where some classes hardly come", low=0)
+        balance: float = knob(5 / math.log(10), "weight of L_ie: raise it where some classes hardly come", low=0)
 
     def __init__(self, context: Context, config: "Dafl.Config"):
         super().__init__(context, config)
