@@ -248,6 +248,7 @@ def prepare(
         streams=streams,
         augmentation=Augmentation(values.crop_padding, spec.flip),
         rounds=length.epochs * len(length.rounds),
+        warmup_rounds=length.warmup * len(length.rounds),
         origin=told | {"mode": method.label(values)},
         training_images=training_images or no_training_images,
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,

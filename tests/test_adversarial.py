@@ -300,14 +300,13 @@ def values_of(name, **given):
 
 
 def test_a_generators_batch_is_the_students_and_its_cosine_as_long_as_the_run_unless_told():
-    run = {"epochs": 5, "ep_steps": 7, "kd_steps": 3, "g_steps": 2}
     for name in METHODS:
-        values = values_of(name, batch_size=17, **run)
-        assert values.synthesis_batch_size == 17
-        rounds = 5 * len(LengthConfig.of(values).rounds)
-        assert values.anneal_g == (2 * rounds if name in ("zskt", "dfq") else 0) and rounds == 15
-        assert values_of(name, anneal_g=9, **run).anneal_g == 9
-    assert values_of("dfq", **run | {"warmup": 2}).anneal_g == 3 * 3 * 2
+        assert values_of(name, batch_size=17).synthesis_batch_size == 17
+        context = context_of()
+        context.rounds, context.warmup_rounds = 15, 6
+        whole = method(name, context, g_steps=2).steps_to_anneal
+        assert whole == ((15 - 6) * 2 if name in ("zskt", "dfq") else 0)
+        assert method(name, context, anneal_g=9).steps_to_anneal == 9
     assert values_of("dafl", synthesis_batch_size=4).synthesis_batch_size == 4
 
 

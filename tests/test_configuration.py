@@ -10,7 +10,7 @@ from conftest import user_error
 import registry
 from datafree.cli.flags import LengthConfig, MachineConfig, distillation_configs
 from datafree.cli.parser import Parser
-from datafree.configuration import Config, kind_of, knob, plain, resolve
+from datafree.configuration import Config, checked, kind_of, knob, plain, resolve
 from datafree.engine.training import Training
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.runs.run import period
@@ -116,12 +116,6 @@ def test_a_period_is_of_epochs_or_of_seconds():
 
 def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs_take():
     for method, dataset, teacher, values in registry.PRESETS:
-        known = {
-            each.name: (each, config)
-            for targets in ("soft", "attack")
-            for config in distillation_configs(registry.METHODS[method or "aeahl_rg"], "its", targets).values()
-            for each in fields(config)
-        }
         assert method in (None, *registry.METHODS) and dataset in (None, *registry.DATASETS)
         assert teacher in (None, *registry.MODELS)
         name = method or "aeahl_rg"
@@ -133,10 +127,24 @@ def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs
         }
         for name, value in values.items():
             each, config = known[name]
-            assert type(value) is kind_of(each, config)[0], name
-            config(**{field.name: values[field.name] for field in fields(config) if field.name in values})
+            kind, items = kind_of(each, config)
+            assert items in (None, len(value)) if isinstance(value, tuple) else items is None, name
+            assert {type(item) for item in (value if isinstance(value, tuple) else (value,))} == {kind}, name
+            assert checked(each, value) == value
     for dataset, values in registry.TRAINING_PRESETS.items():
         assert dataset in registry.DATASETS and Training.Config(**values)
+
+
+@pytest.mark.parametrize("method", registry.METHODS)
+def test_the_presets_of_a_method_go_together_on_every_data_set(method):
+    configs = distillation_configs(registry.METHODS[method], method, "soft")
+    for dataset in registry.DATASETS:
+        for teacher in ("wrn40_2", "vgg11", "resnet34", "resnet20"):
+            task = {"method": method, "dataset": dataset, "teacher": teacher}
+            values = resolve(configs, task, registry.distillation_preset)
+            for config in configs.values():
+                config.of(values)
+            registry.METHODS[method].complete(values)
 
 
 def test_the_defaults_are_the_papers_for_cifar():

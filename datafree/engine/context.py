@@ -33,7 +33,7 @@ class Context:
         streams: random streams by purpose.
         augmentation: random crop and flip.
         training_images: loads the real training set, for yardsticks alone. Raises UserError where there is none.
-        rounds: of the whole run.
+        rounds, warmup_rounds: of the whole run, and how many of them are warm-up.
         origin: plain values that say where what is left comes from.
         saved: gives the method's state as it was saved, where this run goes on with one; else None. It is restored once
             all is built; what it says of shapes stands in for files that the method began with.
@@ -52,6 +52,7 @@ class Context:
     augmentation: Augmentation
     training_images: Callable[[], Images] | None = None
     rounds: int = 0
+    warmup_rounds: int = 0
     origin: dict[str, Any] = field(default_factory=dict)
     saved: Callable[[], Mapping[str, Any] | None] = lambda: None
     asked: frozenset[str] = frozenset()

@@ -97,7 +97,8 @@ class Adversarial(Method):
         self.generator = context.compute.place(generator).train()
         self.parameters = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr_g, betas=config.adam_betas, fused=True)
-        self.annealed_steps = 0
+        steps = (context.rounds - context.warmup_rounds) * config.g_steps if self.annealed else 0
+        self.annealed_steps, self.steps_to_anneal = 0, steps if config.anneal_g is None else config.anneal_g
 
     @classmethod
     def complete(cls, values: Namespace) -> None:
@@ -106,9 +107,6 @@ class Adversarial(Method):
             raise UserError(what, "give --warmup 0")
         if values.synthesis_batch_size is None:
             values.synthesis_batch_size = values.batch_size
-        if values.anneal_g is None:
-            rounds = math.ceil((values.ep_steps or values.kd_steps) / values.kd_steps)
-            values.anneal_g = (values.epochs - values.warmup) * rounds * values.g_steps if cls.annealed else 0
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -169,7 +167,7 @@ class Adversarial(Method):
 
     def _anneal(self, warmup: bool) -> None:
         """Sets the rate of the next step: lr_g * (1 + cos(pi * n / N)) / 2 after n of N steps, warm-up apart."""
-        total = self.config.anneal_g
+        total = self.steps_to_anneal
         if not total or warmup:
             return
         fraction = min(self.annealed_steps / total, 1.0)
