@@ -201,7 +201,11 @@ def test_the_status_names_process_and_epoch_and_of_a_failure_the_message(path):
             folder.save("../foo.pth", {})
         told = {"state": "running", "process": os.getpid(), "files": ["foo.pth"], "epoch": 3, "epochs": 9}
         assert read_status(path) == told
-    for error, message in ((UserError("a", "b"), "a — b"), (KeyboardInterrupt(), "KeyboardInterrupt")):
+    for error, message in (
+        (UserError("a", "b"), "a — b"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (RuntimeError("\n it failed\nand a page of why"), "it failed"),
+    ):
         with pytest.raises(type(error)), RunFolder(path, resume=True) as folder:
             folder.status("running", epoch=3)
             raise error

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..models.classifier import Classifier, ExactLinear
 from .card import CARD_FILE, card
-from .formats import FORMATS, ONNX_FILE, TORCH_EXPORT_FILE, Subject, first_line
+from .formats import FORMATS, ONNX_FILE, TORCH_EXPORT_FILE, Subject
 from .libraries import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, Library, library_of
 from .origin import Origin
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..models.answers import logits_of
 from ..models.classifier import Classifier
 from .libraries import WEIGHTS_FILE, Library
@@ -136,11 +136,6 @@ FORMATS = {
     "onnx": Format(write_onnx, load_onnx, ("onnx", "onnxscript", "onnxruntime"), (2, 7)),
     "torch_export": Format(write_torch_export, load_torch_export),
 }
-
-
-def first_line(error: BaseException) -> str:
-    """Of what it says; its type where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -26,7 +26,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from .. import files
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .snapshot import POOL_FILE, STATE_FILE
 
 FORMAT = 2  # of config.json and last.pth; another's runs are read, but not resumed
@@ -274,7 +274,7 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None and read_status(self.path).get("state") == "running":
             with suppress(UserError):  # the disk may be what failed
-                self.status("failed", message=str(error) or type(error).__name__)
+                self.status("failed", message=first_line(error))
         self.close()
 
     def close(self) -> None:
