@@ -335,7 +335,10 @@ PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
     *(("zskt", data, None, {"kd_steps": 5, "ep_steps": 200, "epochs": 7, "lr_g": 5e-3}) for data in DIGITS),
     *(("dfad", data, None, {"kd_steps": 10, "ep_steps": 200, "epochs": 7, "lr_g": 2e-3, "lr": 0.2}) for data in DIGITS),
     *(("dfq", data, None, {"kd_steps": 4, "ep_steps": 160, "epochs": 8, "lr_g": 5e-3, "warmup": 1}) for data in DIGITS),
-    *(("mad", data, None, {"kd_steps": 4, "ep_steps": 160, "epochs": 7, "lr_g": 0.01} | ADAM) for data in DIGITS),
+    *(
+        ("mad", data, None, {"kd_steps": 4, "ep_steps": 160, "epochs": 7, "lr_g": 5e-3} | ADAM | {"lr": 4e-3})
+        for data in DIGITS
+    ),
 ]
 
 
