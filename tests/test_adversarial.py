@@ -1,6 +1,7 @@
 """Rounds of the five methods against the algorithm in plain autograd and plain Adam; what they leave alone."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -25,7 +26,7 @@ from test_sync import no_reading  # noqa: F401
 from torch import nn
 
 import registry
-from datafree import api
+from datafree import api, files
 from datafree.cli.flags import LengthConfig, distillation_configs
 from datafree.configuration import resolve
 from datafree.data.batch import TEACHER_LOGITS
@@ -450,3 +451,31 @@ def test_presets_of_published_runs_are_as_long_as_those(name, dataset):
     values = preset(name, dataset)
     length = LengthConfig.of(values)
     assert (values.epochs * len(length.rounds) * values.g_steps, length.steps) == STEPS[name, dataset]
+
+
+@pytest.mark.parametrize("output", ["standardised", "free"])
+def test_a_generator_that_is_left_begins_another_run_on_other_data_which_resumes_without_its_file(output, tmp_path):
+    subject, path = method("dafl", g_output=output), tmp_path / "generator.pth"
+    subject.synthesize(warmup=False)
+    files.save(subject.finish().files["generator.pth"], path)
+    other = context_of(seed=3)
+    other.spec = dataclasses.replace(other.spec, mean=(0.3, 0.6, 0.7), std=(0.15, 0.25, 0.35))
+    following = method("mad", other, ngf=NGF + 1, reuse_path=path, g_output=output)
+    ours, theirs = (state_of(each.generator) for each in (following, subject))
+    own = {f"conv_blocks.standardised.{name}" for name in ("weight", "bias")} if output == "standardised" else set()
+    assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == own
+    assert same_state(state_of(following.slow), ours)
+    path.unlink()
+    with user_error("generator.pth does not exist"):
+        method("dafl", reuse_path=path, g_output=output)
+    other.saved = following.state_dict
+    resumed = method("mad", other, ngf=NGF + 1, reuse_path=path, g_output=output)
+    resumed.load_state_dict(following.state_dict())
+    assert same_state(state_of(resumed.generator), ours)
+
+
+def test_a_generator_of_another_kind_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "g.pth"
+    files.save(method("dafl", g_output="free").finish().files["generator.pth"], path)
+    with user_error(str(path), "holds a generator"):
+        method("dafl", reuse_path=path)

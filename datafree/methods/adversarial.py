@@ -23,7 +23,7 @@ import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,9 +39,11 @@ from ..losses.adversarial import activation_loss, balance_loss, kl_disagreement,
 from ..losses.batchnorm import bn_loss, gaussian_bn_loss
 from ..losses.kd import one_hot_loss
 from ..models.generator import ImageGenerator, StandardisedNetwork
+from ..models.generator_files import LASTING_FILE, load_generative_network, part
 from ..models.head_input import HeadInput
 from ..models.norm_statistics import NormStatistics
-from .base import Method
+from .base import Leaving, Method
+from .inversion import saved_width
 
 
 class Adversarial(Method):
@@ -85,20 +87,38 @@ class Adversarial(Method):
         )
         adam_betas: tuple[float, float] = knob((0.9, 0.999), "of Adam", low=0, high=0.9999, unit="BETA")
         clip_g: float = knob(0.0, "largest norm of the generator's gradient; 0: any", low=0, unit="NORM")
+        reuse_path: Path | None = knob(None, f"{LASTING_FILE} of an earlier run, to begin with", unit="FILE")
 
     def __init__(self, context: Context, config: Any):
         super().__init__(context, config)
         self.teacher = context.answering
-        channels, *img_size = context.spec.shape
-        like_data = {"mean": context.spec.mean, "std": context.spec.std}
-        kind = ImageGenerator if config.g_output == "free" else partial(StandardisedNetwork, **like_data)
-        with initialising(context.streams.seed, "generator"):
-            generator = kind(config.nz, config.ngf, img_size, channels)
-        self.generator = context.compute.place(generator).train()
+        self.generator = context.compute.place(self._first_generator()).train()
         self.parameters = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr_g, betas=config.adam_betas, fused=True)
         steps = (context.rounds - context.warmup_rounds) * config.g_steps if self.annealed else 0
         self.annealed_steps, self.steps_to_anneal = 0, steps if config.anneal_g is None else config.anneal_g
+
+    def _first_generator(self) -> ImageGenerator:
+        """At random, or of an earlier run, as wide as it was there. Raises UserError where that does not fit."""
+        context, config, (channels, *size) = self.context, self.config, self.context.spec.shape
+        path, width, kind, like_data = config.reuse_path, config.ngf, ImageGenerator, {}
+        if config.g_output == "standardised":
+            kind, like_data = StandardisedNetwork, {"mean": context.spec.mean, "std": context.spec.std}
+        saved = context.saved() if path else None
+        if saved is not None:  # restored once all is built: the file, which may be gone, is not needed any more
+            path, width = None, saved_width(saved, "conv_blocks.0.weight") or width
+        if path is None:
+            with initialising(context.streams.seed, "generator"):
+                return kind(config.nz, width, size, channels, **like_data)
+        generator = load_generative_network(path, config.nz, context.spec.shape, kind, **like_data)
+        if like_data:
+            generator.take(**like_data)  # not those that it was made for
+        return generator
+
+    def finish(self) -> Leaving:
+        content = part(self.generator, self.generator.kind, self.generator.config, self.context.origin)
+        remark = f"{LASTING_FILE}: the next task can begin with it (--reuse_path)"
+        return Leaving(files={LASTING_FILE: content}, remark=remark)
 
     @classmethod
     def complete(cls, values: Namespace) -> None:

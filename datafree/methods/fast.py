@@ -26,11 +26,9 @@ from ..data.batch import Batch
 from ..engine.context import Context
 from ..engine.randomness import initialising
 from ..models.generator import ImageGenerator
-from ..models.generator_files import load_generative_network, part
+from ..models.generator_files import LASTING_FILE, load_generative_network, part
 from .base import Leaving
 from .inversion import Best, GeneratorConfig, LossConfig, MetaInversion, meta_step, saved_width
-
-FILE = "generator.pth"
 
 
 class FastMeta(MetaInversion):
@@ -42,7 +40,7 @@ class FastMeta(MetaInversion):
         reset_l0: float = knob(
             0.0, "share of the run at which the generator's first layers are drawn anew, once; 0: never", low=0, high=1
         )
-        reuse_path: Path | None = knob(None, f"{FILE} of an earlier run, to begin with", unit="FILE")
+        reuse_path: Path | None = knob(None, f"{LASTING_FILE} of an earlier run, to begin with", unit="FILE")
 
     def __init__(self, context: Context, config: "FastMeta.Config"):
         shape, width, path = context.spec.shape, config.ngf, config.reuse_path
@@ -90,7 +88,8 @@ class FastMeta(MetaInversion):
     def finish(self) -> Leaving:
         self.recalibrate()
         content = part(self.generator, self.generator.kind, self.generator.config, self.context.origin)
-        return Leaving(files={FILE: content}, remark=f"{FILE}: the next task can begin with it (--reuse_path)")
+        remark = f"{LASTING_FILE}: the next task can begin with it (--reuse_path)"
+        return Leaving(files={LASTING_FILE: content}, remark=remark)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"round": self.round}

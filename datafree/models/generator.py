@@ -117,6 +117,8 @@ class StandardisedNetwork(ImageGenerator):
         mean, std: of the data, a value a channel; taken as at least 0.1 from black and white, and at most 0.5.
     """
 
+    kind = "standardised generator"
+
     def __init__(
         self,
         nz: int,
@@ -128,10 +130,16 @@ class StandardisedNetwork(ImageGenerator):
     ):
         super().__init__(nz, ngf, img_size, channels)
         *layers, sigmoid = self.conv_blocks.named_children()
-        norm, mean = nn.BatchNorm2d(channels).requires_grad_(False), torch.tensor(mean).clamp(0.1, 0.9)
+        norm = nn.BatchNorm2d(channels).requires_grad_(False)
+        self.conv_blocks = nn.Sequential(OrderedDict([*layers, ("standardised", norm), sigmoid]))
+        self.take(mean, std)
+
+    @torch.no_grad()
+    def take(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Those of other data from now on."""
+        norm, mean = self.conv_blocks.standardised, torch.tensor(mean).clamp(0.1, 0.9)
         norm.bias.copy_(mean.logit())
         norm.weight.copy_(torch.tensor(std).clamp(max=0.5) / (mean * (1 - mean)))
-        self.conv_blocks = nn.Sequential(OrderedDict([*layers, ("standardised", norm), sigmoid]))
 
 
 class Decoder(nn.Module):

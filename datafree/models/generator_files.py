@@ -13,12 +13,13 @@ from .loading import load_into, state_dict_of
 
 Generative = TypeVar("Generative", bound=GenerativeNetwork)
 GENERATOR_FILE, DECODER_FILE, ABANDONED_FILE = "gan_reuse.pth", "decoder.pth", "gan_abandon.pth"
+LASTING_FILE = "generator.pth"  # of methods with one generator that lasts the whole run
 
 
 def load_generative_network(
-    path: Path, nz: int, shape: Shape, made: type[Generative] = GenerativeNetwork
+    path: Path, nz: int, shape: Shape, made: type[Generative] = GenerativeNetwork, **how: Any
 ) -> Generative:
-    """A saved generative network of that class, in the width it was saved in.
+    """A saved generative network of that class, made with ``how``, in the width it was saved in.
 
     Raises:
         UserError: if the file is not what it should be, or was made for images of another shape (C, H, W) or nz.
@@ -28,7 +29,7 @@ def load_generative_network(
     width = content["config"].get("ngf")
     if not isinstance(width, int) or not 0 < width <= 4096:
         raise UserError(f"{what} {path} names no valid width", "give the file that a run wrote")
-    network = made(nz, width, shape[1:], shape[0])
+    network = made(nz, width, shape[1:], shape[0], **how)
     load_into(network, state_dict_of(content, path, what), path, what)
     return network
 
