@@ -34,6 +34,30 @@ def test_a_student_that_never_saw_a_digit_learns_to_read_them(first):
     assert column(first, "accuracy")[-1] > 50  # chance is 10
 
 
+SHORT = {  # method: flags
+    "fast_meta": "--epochs 6 --warmup 1",
+    "fast": "--epochs 6 --warmup 1",
+    "nayer": "--epochs 5 --warmup 1",
+    "cmi": "--epochs 2",
+    "deepinversion": "--epochs 3",
+    "dafl": "--epochs 4",
+    "zskt": "--epochs 4",
+    "dfad": "--epochs 7",
+    "dfq": "--epochs 4",
+    "mad": "--epochs 4",
+    "kd": "--epochs 3",
+    "scratch": "--epochs 3",
+}
+
+
+@pytest.mark.parametrize("method", SHORT)
+def test_a_student_of_every_other_method_learns_too(method, tmp_path):
+    finished(["--method", method, *SHORT[method].split(), "--run_root", tmp_path])
+    (folder,) = tmp_path.iterdir()
+    accuracy = column(folder, "accuracy")
+    assert max(filter(None, accuracy)) > 20  # chance is 10
+
+
 def test_a_reused_generator_reaches_a_loss_and_an_accuracy_sooner_than_a_new_one(first):
     run_root = first.parent
     reuse = ["--reuse_generator_path", first / "gan_reuse.pth", "--reuse_decoder_path", first / "decoder.pth"]
