@@ -11,18 +11,16 @@ for epoch in run.epochs()                                   what is recorded, ev
     evaluate, record, save                                  datafree/runs/
 method.finish()                                             AEAHL-RG: g1 or g2, and d, for the next task
 
-The loop itself is ``loop`` in datafree/api.py, which also does the same job from Python.
+The loop itself is ``loop`` in datafree/loop.py; datafree/api.py does the same job from Python.
 """
 
-import copy
 import time
 from argparse import Namespace
 from functools import cache, partial
 
 import registry
-from datafree import api
 from datafree.cli import resume
-from datafree.cli.flags import LengthConfig, distillation_configs, flags_of_others
+from datafree.cli.flags import distillation_configs, flags_of_others
 from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.data.specs import test_images
@@ -30,11 +28,12 @@ from datafree.engine import device
 from datafree.engine.distribution import check_alone
 from datafree.engine.randomness import initialising
 from datafree.errors import UserError
+from datafree.job import prepare_planned, run_name
+from datafree.loop import run_job
 from datafree.methods.base import Method
 from datafree.methods.loading import method_class
 from datafree.models.loading import Loaded, load_classifier
 from datafree.models.names import given_format
-from datafree.runs.budget import plan_by_budget
 from datafree.targets import chosen
 
 
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     spec, compute = registry.dataset_spec(values), device.choose(values.device, values.precision)
     values.precision = compute.precision  # a resumption must not choose another
     method.complete(values)
-    path = resume.run_path(parser, values, api.run_name(values, method))
+    path = resume.run_path(parser, values, run_name(values, method))
     takes = {role: given_format(values, role) for role in ("teacher", "student")}
     weights = "file" if values.teacher_path else "own"
     teacher = registry.classifier(values.teacher, spec, takes["teacher"], weights, values.download)
@@ -55,24 +54,18 @@ def main(argv: list[str]) -> None:
         loaded = load_classifier(teacher, values.teacher_path, given=takes["teacher"], key=values.teacher_weights)
     with initialising(values.seed, "student"):
         student = registry.classifier(values.student, spec, takes["student"], download=values.download)
-    asked = vars(parser.given(argv))
-    real = partial(spec.load, values.data_root, True, values.download)  # not read but by yardsticks
     test = cache(lambda: test_images(spec, values.data_root, values.download))
-
-    def trial(values: Namespace) -> api.Job:
-        networks = map(copy.deepcopy, (teacher, student))
-        return api.prepare(values, spec, *networks, method, compute, training_images=real, asked=asked)
-
-    length = LengthConfig.of(values)
-    plan = plan_by_budget(values, length, trial, lambda: test()[0], path, began)
-    job = api.prepare(values, spec, teacher, student, method, compute, path, real, asked)
+    how = {"training_images": partial(spec.load, values.data_root, True, values.download)}  # read by yardsticks alone
+    how["asked"] = vars(parser.given(argv))
+    networks = teacher, student
+    job = prepare_planned(values, spec, *networks, method, compute, path, lambda: test()[0], began, **how)
     report = [*parser.grouped(values), *compute.about(), job.sizes(), f"writes to: {path}"]
-    report += [*loaded.remarks, *job.remarks, *plan]
+    report += [*loaded.remarks, *job.remarks]
     if values.dry_run:
         print("\n".join(report))
         return
     images, remark = test()
-    api.run_job(job, path, images, parser.config(values), [*report, *remark])
+    run_job(job, path, images, parser.config(values), [*report, *remark])
 
 
 def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:

@@ -1,6 +1,7 @@
 """Files that hold tensors and plain values: written whole or not at all, loaded as data and never as code."""
 
 import errno
+import io
 import os
 import pickle
 import re
@@ -189,3 +190,15 @@ def checksums_hold(path: Path) -> bool:
     except Exception:  # zipfile, too, has a dozen types for a damaged file
         return False
     return True
+
+
+def append(file: io.FileIO, data: bytes) -> None:
+    """All of it or nothing, with no buffer that could come out later. Raises OSError."""
+    before, written = os.fstat(file.fileno()).st_size, 0
+    try:
+        while written < len(data):
+            written += file.write(data[written:])
+    except OSError:
+        with suppress(OSError):
+            file.truncate(before)
+        raise

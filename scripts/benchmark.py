@@ -24,10 +24,10 @@ import torch
 from floors import Measure, floors, flops, matmul_rate, timed, unit
 
 import registry
-from datafree import api
 from datafree.cli.program import run_program
 from datafree.configuration import plain
 from datafree.data.augmentation import Augmentation
+from datafree.data.batch import Batch
 from datafree.data.placement import Placement
 from datafree.data.pool import ImagePool
 from datafree.data.specs import DatasetSpec, TensorImages, size_text
@@ -37,9 +37,12 @@ from datafree.engine.evaluation import Evaluation
 from datafree.engine.probe import fitted
 from datafree.engine.randomness import Streams
 from datafree.engine.training import Training
+from datafree.job import Job, prepare
+from datafree.loop import take_stock
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.models.classifier import Classifier
-from datafree.runs.folder import RunFolder, environment
+from datafree.runs.environment import environment
+from datafree.runs.folder import RunFolder
 from datafree.runs.run import Run
 from datafree.runs.snapshot import Snapshot
 from main import command_line
@@ -123,7 +126,7 @@ def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: in
     measures = floors(teacher.network, student.network, values, spec.shape, compute.device)
     measures["train"] = training(copy.deepcopy(teacher), values, compute, spec)
     measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
-    job = api.prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute)
+    job = prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute)
     job.targets.observed = True  # of the attack: P as it began will do
     with RunFolder(folder) as opened:
         hot = hot_path(job, opened)
@@ -155,7 +158,7 @@ def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: in
     }
 
 
-def hot_path(job: api.Job, folder: RunFolder) -> dict[str, Measure]:
+def hot_path(job: Job, folder: RunFolder) -> dict[str, Measure]:
     """What main.py runs, cut into pieces to be measured one by one; the job's state moves on with every call."""
     values, compute, one = job.values, job.context.compute, job.context.spec.shape
     shape = (TEST_IMAGES, *one)
@@ -173,20 +176,20 @@ def hot_path(job: api.Job, folder: RunFolder) -> dict[str, Measure]:
         job.method.synthesize(warmup=False)
         job.context.read().means()
 
-    def round_() -> None:  # as in api.loop, saving apart
+    def round_() -> None:  # as in loop.loop, saving apart
         job.pool.clear()
         batch = job.method.synthesize(warmup=False)
         job.pool.add(job.targets.prepare(batch))
         job.student.learn(job.pool, job.targets, values.kd_steps)
         with redirect_stdout(io.StringIO()):
-            api.take_stock(job, run, evaluation, 1, None)
+            take_stock(job, run, evaluation, 1, None)
 
     def attack() -> None:  # K steps of P's training, and a batch that enters the pool
         logits = job.context.answers(images)
         for _ in range(values.g_steps):
             job.targets.train_step(images, logits)
         job.pool.clear()
-        job.pool.add(job.targets.prepare(api.Batch(images)))
+        job.pool.add(job.targets.prepare(Batch(images)))
         job.context.read().means()
 
     def evaluate() -> None:
@@ -207,7 +210,7 @@ def training(classifier: Classifier, values: Namespace, compute: Compute, spec: 
     return Training(classifier, images.to(compute.device), config, augmentation, compute, streams).epoch
 
 
-def filled_pool(job: api.Job, count: int) -> ImagePool:
+def filled_pool(job: Job, count: int) -> ImagePool:
     """A pool of ``count`` random images, as the job's student wants it, on the device."""
     like, where = job.pool, Placement(job.context.compute.device)
     pool = ImagePool(count, like.columns, where, like.augmentation, like.crops, like.crops)
@@ -225,7 +228,7 @@ def growth(options: Namespace, spec: DatasetSpec, compute: Compute, folder: Path
         batches.append(measured(values, spec, compute, max(1, options.repeats // 2), folder / f"batch{factor}"))
     values = flags_of_main(options, options.batch_size)
     networks = (random_classifier(name, spec) for name in (values.teacher, values.student))
-    job = api.prepare(values, spec, *networks, AeahlRg, compute)
+    job = prepare(values, spec, *networks, AeahlRg, compute)
     job.targets.observed = True  # of the attack: P as it began will do
     measures: dict[str, Measure] = {}
     for size in POOLS:

@@ -106,7 +106,7 @@ def numbers(groups: Groups) -> pd.DataFrame:
     for label, runs in groups.items():
         for run in runs:
             made = sum(counts.get("images_made", 0) for counts in run.summary.get("costs", {}).values())
-            spent = run.summary["seconds_total"] + run.config.get("planning_seconds", 0)
+            spent = run.summary["seconds_total"] + run.summary.get("seconds_planning", 0)
             summary = run.summary | {"images_made": made, "budget_spent": spent}
             row = {"method": label, "seed": run.config["seed"]}
             rows.append(row | {name: summary.get(name) for name, _, _ in NUMBERS.values()})

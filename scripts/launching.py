@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from datafree import api
+from datafree.job import run_name
 from datafree.runs.folder import read_status
 from datafree.runs.stopping import Stopped, StopRequests
 from main import command_line
@@ -50,7 +50,7 @@ class Job:
 def folder_of(flags: Sequence[str]) -> Path:
     """The run folder of main.py with these flags. Raises UserError for flags that it refuses."""
     _, values, method = command_line(list(flags))
-    return values.run_root / api.run_name(values, method)
+    return values.run_root / run_name(values, method)
 
 
 class Queue:

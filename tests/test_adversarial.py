@@ -26,12 +26,13 @@ from test_sync import no_reading  # noqa: F401
 from torch import nn
 
 import registry
-from datafree import api, files
+from datafree import files
 from datafree.cli.flags import LengthConfig, distillation_configs
 from datafree.configuration import resolve
 from datafree.data.batch import TEACHER_LOGITS
 from datafree.engine.compiling import Compiling
 from datafree.engine.randomness import Streams
+from datafree.job import prepare
 from datafree.methods.adversarial import Dafl, Dfad, Dfq, Mad, Zskt
 from datafree.models.classifier import Classifier
 from datafree.models.generator import ImageGenerator, StandardisedNetwork
@@ -382,7 +383,7 @@ def test_a_round_reads_nothing_before_its_end(name, targets, tmp_path, monkeypat
     given |= {"hl": True, "p_width": 4} if targets == "attack" else {}
     values = resolve(distillation_configs(METHODS[name], name, targets), {"method": name} | given, lambda known: {})
     METHODS[name].complete(values)
-    job = api.prepare(values, small_spec(), small_classifier(1), small_classifier(2), METHODS[name], FP32)
+    job = prepare(values, small_spec(), small_classifier(1), small_classifier(2), METHODS[name], FP32)
     assert job.pool is None
     with request.getfixturevalue("no_reading"):
         for _ in range(2):

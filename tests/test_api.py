@@ -19,6 +19,7 @@ from datafree.cli.flags import LengthConfig
 from datafree.data.specs import TensorImages
 from datafree.engine.evaluation import Score
 from datafree.engine.student import Student
+from datafree.loop import warn_if_at_chance
 from datafree.runs.stopping import Stopped
 from scripts.kill_test import differences
 
@@ -86,7 +87,7 @@ UNFIT = {  # what is given instead: what is said
     "a std of nothing": ({"std": (0, 0, 0)}, "std is (0, 0, 0)"),
     "half a pixel": ({"img_size": 8.5}, "one whole number or two, not 8.5"),
     "a shape for a size": ({"img_size": (3, 8, 8)}, "not (3, 8, 8)"),
-    "a loader for a test set": ({"test": torch.utils.data.DataLoader([])}, "test is a DataLoader, no test set"),
+    "a loader for a test set": ({"test": torch.utils.data.DataLoader([])}, "test is a DataLoader, no set of images"),
     "a method's name": ({"method": "aeahl_rg"}, "method is 'aeahl_rg', no class"),
     "another class": ({"method": dict}, "no class on datafree.methods.base.Method"),
     "a number for a word": ({"tag": 3}, "--tag: 3 is not a word"),
@@ -199,7 +200,7 @@ def epochs_warned_at(reached, eval_every, warmup=2, begin=1):
     for epoch in range(begin, 13):
         if epoch > warmup and (epoch % eval_every == 0 or epoch == 12):
             before = len(said)
-            api.warn_if_at_chance(job, run, reached, epoch)
+            warn_if_at_chance(job, run, reached, epoch)
             if len(said) > before:
                 assert "near chance" in said[-1] and "--lr" in said[-1] and "--kd_steps" in said[-1]
                 yield epoch

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, read as data and never as code, every damage named in one line."""
 
+import io
 import os
 import pickle
 
@@ -170,3 +171,18 @@ def test_what_a_killed_process_was_writing_is_removed_and_nothing_like_it(tmp_pa
         (tmp_path / name).write_text("")
     files.remove_unfinished(tmp_path, ["best.pth"])
     assert names_in(tmp_path) == sorted(mine)
+
+
+def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_bytes(b"whole\n")
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if len(data) < 9:
+                raise OSError(28, "No space left on device")
+            return super().write(data[:5])
+
+    with Full(path, "ab") as file, pytest.raises(OSError, match="No space"):
+        files.append(file, b"half of it")
+    assert path.read_bytes() == b"whole\n"

@@ -309,6 +309,9 @@ def test_a_student_can_be_saved_whole_and_a_teacher_that_cannot_be_copied_keeps_
 
     teacher, student = Uncopied(), small_network(2)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    with user_error("planned on copies of the networks, and teacher cannot be copied", "give --epochs"):
+        datafree.distil(teacher, student, **OF_TASK, **SHORT, run_root=tmp_path, budget_teacher_passes=1000)
+    assert type(student.fc) is nn.Linear and type(teacher.fc) is nn.Linear  # as they came, after a refusal, too
     datafree.distil(teacher, student, **OF_TASK, **SHORT, run_root=tmp_path)
     assert type(student.fc) is nn.Linear and type(teacher.fc) is nn.Linear
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
@@ -321,7 +324,7 @@ BAD = {
     "teacher_path": ({"teacher_path": "t.pth"}, "teacher_path is for main.py"),
     "no images": ({"test": (IMAGES[:0], LABELS[:0])}, "test holds no images"),
     "labels": ({"test": (IMAGES, LABELS + 3)}, f"labels beyond 0..{CLASSES - 1}"),
-    "no tensors": ({"test": [IMAGES.float(), LABELS]}, "test is no test set"),
+    "no tensors": ({"test": [IMAGES.float(), LABELS]}, "test is no set of images"),
     "a name": ({"teacher": "resnet20"}, "the teacher is a str"),
 }
 

@@ -1,6 +1,5 @@
 """A run's folder: one process at a time, nothing of anybody else's removed, rows whole, and a status for who waits."""
 
-import io
 import json
 import os
 import subprocess
@@ -162,20 +161,6 @@ def test_rows_that_were_lost_are_said_to_be_lost_and_the_run_goes_on(path, rest,
         folder.record(row(3, loss=1.0), "")
     assert "metrics.csv has lost rows" in capsys.readouterr().out
     assert epochs_of(path) == ["1"] * (b"1,1" in rest) + ["3"]
-
-
-def test_a_row_is_there_whole_or_not_at_all(path):
-    path.write_bytes(b"whole\n")
-
-    class Full(io.FileIO):
-        def write(self, data):
-            if len(data) < 9:
-                raise OSError(28, "No space left on device")
-            return super().write(data[:5])
-
-    with Full(path, "ab") as file, pytest.raises(OSError, match="No space"):
-        folders._append(file, b"half of it")
-    assert path.read_bytes() == b"whole\n"
 
 
 # Configuration, status, names

@@ -13,7 +13,7 @@ from conftest import FP32, ROOT, same_state
 from programs import FOLDER, QUICK, epochs_of, error_of, few_digits, finished, json_of, rows_of, run, tree  # noqa: F401
 
 import registry
-from datafree import api
+from datafree import job
 from datafree.engine.evaluation import percentage_equal, predict
 from datafree.engine.student import Student
 from datafree.models.loading import load_classifier
@@ -196,7 +196,7 @@ def test_without_paths_reuse_takes_what_the_anew_run_of_the_same_task_left(anew,
 def test_without_images_it_distils_from_a_teacher_file_alone_says_so_in_one_line_and_its_parts_serve_other_classes(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(api, "FRESH_IMAGES", 8)
+    monkeypatch.setattr(job, "FRESH_IMAGES", 8)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
     for arch, classes in (("resnet8", 100), ("wrn40_2", 10)):
         state = registry.classifier(arch, registry.DATASETS[f"cifar{classes}"]).state_dict()

@@ -64,7 +64,7 @@ def test_its_file_is_removed_by_overwrite_and_no_other(own, alone, tmp_path):
     assert "--pa" in error_of([*own, "--run_root", tmp_path, "--overwrite", "--pa", "1"])
     assert (tmp_path / alone.name / "start.pth").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datafree.api.loop", lambda *_: None)
+        patch.setattr("datafree.loop.loop", lambda *_: None)
         run([*own, "--run_root", tmp_path, "--overwrite"])
     assert not (tmp_path / alone.name / "start.pth").exists() and (tmp_path / alone.name / "mine.pth").exists()
 

@@ -5,10 +5,10 @@ import torch
 from conftest import FP32, small_classifier, small_spec
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from datafree import api
 from datafree.cli.flags import distillation_configs
 from datafree.configuration import resolve
 from datafree.engine.device import choose
+from datafree.job import prepare
 from datafree.methods.aeahl_rg import AeahlRg
 from datafree.methods.fast import FastMeta
 from datafree.methods.nayer import Nayer
@@ -31,7 +31,7 @@ def prepared(flags, compute, run_root):
     targets, method = chosen(flags.get("hl", False), False), flags.get("method", AeahlRg)
     given = SMALL | flags | {"run_root": run_root, "method": "its"}
     values = resolve(distillation_configs(method, "its", targets), given, lambda known: {})
-    return api.prepare(values, small_spec(), small_classifier(1), small_classifier(2), method, compute)
+    return prepare(values, small_spec(), small_classifier(1), small_classifier(2), method, compute)
 
 
 def a_round(job):

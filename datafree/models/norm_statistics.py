@@ -5,6 +5,7 @@ L_bn  = losses.batchnorm.bn_loss(blend, what the layers remember)               
 once a round: running average <- the blend of the round's last batch
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from ..losses.batchnorm import bn_loss, channel_moments, concatenated
 from .classifier import Classifier
 
 
-class NormInputs:
+class NormInputs(ABC):
     """What is kept of the inputs of a teacher's BatchNorm layers, while asked to listen. Its forward is not changed."""
 
     def __init__(self, teacher: Classifier):
@@ -24,9 +25,9 @@ class NormInputs:
         self._heard: dict[nn.Module, Any] = {}  # in the order of the forward pass
         self._hooks = [layer.register_forward_pre_hook(self._hear, with_kwargs=True) for layer in self.layers]
 
+    @abstractmethod
     def kept(self, x: Tensor) -> Any:
         """Of a layer's input (B, C, ...)."""
-        raise NotImplementedError
 
     def _hear(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if self._listening:

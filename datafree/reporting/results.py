@@ -21,7 +21,7 @@ CELL = [*TASK, "method", "setting"]
 COLUMNS = [*CELL, "label", "seed", "run", "complete"]
 # What two runs of a cell may differ in: the seed, where files are, the machine.
 _FREE = "seed tag output program environment groups defaults format resume overwrite dry_run device data_root run_root "
-PLANNED = {"epochs", "warmup", "planning_seconds"}  # where there is a budget, which they follow from
+PLANNED = {"epochs", "warmup"}  # where there is a budget, which they follow from
 NOT_SETTINGS = set((_FREE + "download workers teacher_checksum").split())
 
 

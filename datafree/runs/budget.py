@@ -5,12 +5,9 @@ an epoch               rounds * synthesis + steps * distillation, and now and th
 the plan               the most epochs within the budget, the share of warm-up as it was
 """
 
-import os
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +15,7 @@ import torch
 from ..configuration import Config, knob
 from ..data.specs import Images
 from ..engine.costs import Costs, teacher_passes
-from ..engine.device import Compute, choose, synchronise
+from ..engine.device import Compute, synchronise
 from ..engine.evaluation import Evaluation
 from ..errors import UserError
 
@@ -133,38 +130,42 @@ class Trial:
         return sum(seconds) / len(seconds), sum(passes) / len(passes)
 
 
-def plan_by_budget(
-    values: Namespace,
-    length: BudgetConfig,
-    make: Callable[[Namespace], Any],
+@dataclass(frozen=True)
+class Plan:
+    """Epochs of a run, those of warm-up among them, and the seconds that it took to find out."""
+
+    epochs: int
+    warmup: int
+    seconds: float
+
+
+def plan_within(
+    budget: tuple[float, str],
+    length: Length,
+    make: Callable[[], Any],
     test: Callable[[], Images | None],
-    path: Path,
     began: float,
-) -> list[str]:
-    """Sets ``epochs`` and ``warmup`` to what the budget buys; gives a line for the log. Does nothing without a budget.
+) -> Plan:
+    """What a budget buys.
 
     Args:
-        values: every flag; changed.
-        length: what they say of it, a LengthConfig.
-        make: gives an ``api.Job`` on copies of the networks.
+        budget: how much, and of what.
+        length: of the run without a budget, whose share of warm-up it keeps.
+        make: gives a ``job.Job`` on copies of the networks.
         test: loads the test set.
-        path: of the run; one that goes on has its plan.
         began: when the program did, by ``time.perf_counter``; what has passed since is of the budget, too.
 
     Raises:
-        UserError: where the budget buys not even one epoch.
+        UserError: as :func:`planned` does.
     """
-    if length.budget is None or (values.resume and os.path.exists(path / "config.json")):
-        return []
-    (amount, unit), compute = length.budget, choose(values.device, values.precision)
-    with torch.random.fork_rng([compute.device] if compute.device.type == "cuda" else []):
-        job = make(Namespace(**{**vars(values), "epochs": values.warmup + 1, "resume": None}))
-        tried = prices(job, test(), SHARE * amount if unit == "s" else 0.0)
-    values.planning_seconds = time.perf_counter() - began
-    left = amount - values.planning_seconds if unit == "s" else amount
-    values.epochs, values.warmup = planned(left, unit, Prices(*(price[unit != "s"] for price in tried)), length)
-    took = f"{values.planning_seconds:.1f} s before it began"
-    return [f"budget {amount:,.10g} {unit}: {values.epochs} epochs, {values.warmup} of them warm-up, after {took}"]
+    amount, unit = budget
+    on_gpu = torch.cuda.is_initialized()  # not woken for a run on the CPU
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else []):
+        tried = prices(make(), test(), SHARE * amount if unit == "s" else 0.0)
+    seconds = time.perf_counter() - began
+    left = amount - seconds if unit == "s" else amount
+    of_unit = Prices(*(price[unit != "s"] for price in tried))
+    return Plan(*planned(left, unit, of_unit, length), seconds)
 
 
 def prices(job: Any, images: Images | None, enough: float) -> list[tuple[float, float]]:

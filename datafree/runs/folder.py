@@ -1,13 +1,10 @@
 """The folder of a run: what is in it, how it is written, and what the terminal shows."""
 
-import csv
 import errno
 import io
 import json
 import os
-import platform
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -27,12 +24,12 @@ from tqdm import tqdm
 
 from .. import files
 from ..errors import UserError, first_line
+from .metrics import COUNTER, Metrics
 from .snapshot import POOL_FILE, STATE_FILE
 
 FORMAT = 2  # of config.json and last.pth; another's runs are read, but not resumed
 LOCK_FILE, STATUS_FILE, METRICS_FILE = ".lock", "status.json", "metrics.csv"
 LONGEST = 60  # letters of a name in a folder's name, which file systems limit to 255; chosen by us
-COUNTER = "epoch"  # the first column
 OWN_FILES = (
     *("config.json", "log.txt", METRICS_FILE, "summary.json", STATUS_FILE, "generator_loss.npy", "synthetic.png"),
     *("synthetic.pth", "student_last.pth", "best.pth", "report.html", STATE_FILE, POOL_FILE, LOCK_FILE),
@@ -60,7 +57,7 @@ class RunFolder:
         self.bar: tqdm | None = None
         self._notebook = _in_notebook()
         self._board = self._lock = self._log = None
-        self._columns, self._rows = [COUNTER], []
+        self._metrics = Metrics(self.path / METRICS_FILE)
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._status: dict[str, Any] = {}
         self.resumed, self._excepthook = resume, threading.excepthook
@@ -132,24 +129,14 @@ class RunFolder:
         """
         self._seconds_before = seconds
         try:
-            self._read_metrics(epoch)
+            if not self._metrics.begin(epoch, self.resumed):
+                self.log(f"warning: {self._metrics.path} has lost rows since the run was last here; going on without")
             from torch.utils.tensorboard import SummaryWriter  # two seconds to import: not for --help or an error
 
             threading.excepthook = self._pass_over_board
             self._board = SummaryWriter(self.path / "tensorboard", purge_step=epoch + 1 if self.resumed else None)
         except OSError as error:
             raise self._cannot_write(error, "choose another with --run_root") from None
-
-    def _read_metrics(self, epoch: int) -> None:
-        if self.resumed and (self.path / METRICS_FILE).exists():
-            with open(self.path / METRICS_FILE, newline="", encoding="utf-8", errors="replace") as file:
-                reader = csv.DictReader(file)
-                whole = [row for row in reader if None not in row.values() and row.get(COUNTER, "").isdigit()]
-                self._rows = [row for row in whole if int(row[COUNTER]) <= epoch]
-                self._columns = list(reader.fieldnames or [COUNTER])
-        if len(self._rows) < epoch:
-            self.log(f"warning: {self.path / METRICS_FILE} has lost rows since the run was last here; going on without")
-        self._write_metrics()
 
     def _pass_over_board(self, failure: threading.ExceptHookArgs) -> None:
         """Keeps TensorBoard's thread from printing what ``record`` is about to report."""
@@ -167,7 +154,7 @@ class RunFolder:
             if error.errno != errno.EIO:  # the terminal was closed: the run goes on
                 raise
         try:
-            _append(self._log, (line + "\n").encode(errors="backslashreplace"))
+            files.append(self._log, (line + "\n").encode(errors="backslashreplace"))
         except OSError as error:
             raise self._cannot_write(error) from None
 
@@ -182,16 +169,8 @@ class RunFolder:
 
         A column that was not there before gets its place in the header, and empty cells above.
         """
-        values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        columns = ordered([*self._columns, *(name for name in row if name not in self._columns)])
         try:
-            self._rows.append(values)
-            if columns != self._columns or not (self.path / METRICS_FILE).exists():
-                self._columns = columns
-                self._write_metrics()
-            else:
-                with open(self.path / METRICS_FILE, "ab", buffering=0) as file:
-                    _append(file, _csv_line([values.get(name) for name in columns]))
+            self._metrics.add(row)
             for key, value in row.items():
                 if value is not None and key != COUNTER:
                     self._board.add_scalar(key, value, row[COUNTER])
@@ -202,10 +181,6 @@ class RunFolder:
             shown = [key for key in ("loss_generator", "loss_kd", "loss", "accuracy") if row.get(key) is not None]
             self.bar.set_postfix({key.removeprefix("loss_"): f"{row[key]:.4g}" for key in shown})
         self.log(line, shown=not self._notebook)  # there the bar says it
-
-    def _write_metrics(self) -> None:
-        lines = [self._columns, *([row.get(name) for name in self._columns] for row in self._rows)]
-        files.write_whole(self.path / METRICS_FILE, lambda file: file.write(b"".join(map(_csv_line, lines))))
 
     def show_images(self, step: int, x: Tensor, most: int = 64) -> None:
         """The newest synthetic batch (B, C, H, W) in [0, 1]: synthetic.png, synthetic.pth, TensorBoard."""
@@ -318,43 +293,6 @@ def _plain_names(names: Any) -> list[str]:
     return [name for name in kept if isinstance(name, str) and name not in ("", "..") and Path(name).name == name]
 
 
-def ordered(columns: list[str]) -> list[str]:
-    """The counter, losses, whatever else, the learning rate, what it cost; each kind in the order that it came."""
-
-    def place(name: str) -> int:
-        if name in (COUNTER, "round"):
-            return 0
-        return (
-            1
-            if name.startswith("loss")
-            else 4
-            if name.startswith(("seconds", "teacher_passes"))
-            else 3
-            if name == "lr"
-            else 2
-        )
-
-    return sorted(columns, key=place)
-
-
-def _append(file: io.FileIO, data: bytes) -> None:
-    """All of it or nothing, with no buffer that could come out later. Raises OSError."""
-    before, written = os.fstat(file.fileno()).st_size, 0
-    try:
-        while written < len(data):
-            written += file.write(data[written:])
-    except OSError:
-        with suppress(OSError):
-            file.truncate(before)
-        raise
-
-
-def _csv_line(cells: list[Any]) -> bytes:
-    line = io.StringIO(newline="")
-    csv.writer(line).writerow(cells)
-    return line.getvalue().encode()
-
-
 def _png(grid: Tensor) -> bytes:
     from torchvision.transforms.functional import to_pil_image
 
@@ -377,29 +315,3 @@ def slug(name: str) -> str:
     plain = last if not colon or kind == "imagefolder" else f"{kind}-{last}"
     plain = re.sub(r"[^\w.+=-]+", "-", plain).lstrip(".")
     return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}-{zlib.crc32(plain.encode()):08x}"
-
-
-def environment(device: str) -> dict[str, str]:
-    """What a number depends on besides the arguments: versions, commit, device."""
-    import numpy
-    import torchvision
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
-        "git_commit": _git_commit(),
-        "device": device,
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def _git_commit() -> str:
-    """The commit that this code is at, with "+" where files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

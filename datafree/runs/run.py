@@ -25,7 +25,8 @@ from ..engine.device import Compute, peak_memory_mb
 from ..engine.evaluation import Score
 from ..engine.readings import Readings, Stopwatch
 from ..errors import check_weights_finite, not_finite_in
-from .folder import RunFolder, environment
+from .environment import environment
+from .folder import RunFolder
 from .snapshot import Snapshot, Stateful
 from .stopping import Stopped, StopRequests
 
