@@ -275,79 +275,84 @@ def classifier(
     return classifier_of(network, name, spec.num_classes, given.over(own), of_data)
 
 
-# Flags of main.py by (method, data set, teacher); None stands for any. Later rows win. CIFAR's are the papers' and the
-# defaults of the flags themselves (NAYER's: its scripts', with 100 epochs after warm-up); the digits' were chosen by us
-# for two CPU cores. ImageNet's 50,000 test images are read and decoded at every evaluation: not more often than twenty
-# times a run.
-# Those without a pool have rounds of a few steps: without a row for the data, of the reference ratio.
-CIFAR, FASTS = ("cifar10", "cifar100"), ("fast_meta", "fast")
-LIKE_FAST, LIKE_CMI = ("aeahl_rg", *FASTS), ("cmi", "deepinversion", "noise")
-WITHOUT_POOL, DIGITS = ("dafl", "zskt", "dfad", "dfq", "mad"), ("digits", "digits100")
+CIFAR, DIGITS = ("cifar10", "cifar100"), ("digits", "digits100")
+FASTS, LIKE_CMI = ("fast_meta", "fast"), ("cmi", "deepinversion", "noise")
+LIKE_FAST, WITHOUT_POOL = ("aeahl_rg", *FASTS), ("dafl", "zskt", "dfad", "dfq", "mad")
 ADAM = {"optimizer": "adam", "lr": 2e-3, "lr_min": 0.0, "weight_decay": 0.0}
-PRESETS: list[tuple[str | None, str | None, str | None, dict[str, Any]]] = [
+Names = str | tuple[str, ...] | None
+
+# Flags of main.py by (method, data set, teacher): one name, several, or None for any; later rows win. Those of CIFAR,
+# Tiny-ImageNet and MNIST are the papers' and their codes' (docs/baselines.md), as are the flags' own defaults; those of
+# the digits were chosen by us for two CPU cores.
+PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
+    # Data sets. ImageNet's 50,000 test images are read and decoded at every evaluation: at most twenty times a run.
     (None, "digits", None, {"epochs": 40, "kd_steps": 60, "warmup": 2, "batch_size": 64, "lr": 0.1}),
-    (None, "digits", None, {"attack_bound": 25.0, "p_width": 16}),
-    *((name, "digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}) for name in LIKE_FAST),
-    ("nayer", "digits", None, {"synthesis_batch_size": 60, "loops": 1, "warmup_loops": 2, "g_steps": 10, "ngf": 32}),
-    *((name, "digits", None, {"kd_steps": 100, "synthesis_batch_size": 64}) for name in LIKE_CMI),
-    *((name, "digits", None, {"epochs": 8, "warmup": 0}) for name in ("deepinversion", "noise")),
-    ("deepinversion", "digits", None, {"g_steps": 50}),
-    ("cmi", "digits", None, {"epochs": 6, "warmup": 0, "g_steps": 40, "ngf": 16, "lr_g": 2e-3, "negatives": 256}),
-    ("cmi", "digits", None, {"features": "stages"}),
     (None, "digits100", None, {"epochs": 60, "kd_steps": 80, "warmup": 4, "batch_size": 64, "lr": 0.1}),
-    (None, "digits100", None, {"attack_bound": 25.0, "p_width": 16}),
-    *((name, "digits100", None, {"synthesis_batch_size": 128, "g_steps": 10, "ngf": 32}) for name in LIKE_FAST),
-    ("aeahl_rg", "tiny_imagenet", None, {"g_steps": 50}),
+    (None, DIGITS, None, {"attack_bound": 25.0, "p_width": 16}),
     (None, "imagenet", None, {"batch_size": 64, "eval_every": 21}),
+    # AEAHL-RG and Fast
+    (LIKE_FAST, "digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}),
+    (LIKE_FAST, "digits100", None, {"synthesis_batch_size": 128, "g_steps": 10, "ngf": 32}),
+    (LIKE_FAST, CIFAR, "vgg11", {"adv": 1.0}),
+    (LIKE_FAST, CIFAR, "wrn40_2", {"adv": 1.1, "oh": 0.4}),
+    (FASTS, (*CIFAR, "tiny_imagenet"), None, {"epochs": 220, "reset_l0": 0.636}),
+    ("aeahl_rg", "tiny_imagenet", None, {"g_steps": 50}),
     ("aeahl_rg", "imagenet", None, {"g_steps": 50, "synthesis_batch_size": 64}),
-    *((name, data, None, {"epochs": 200, "warmup": 0, "lr": 0.1}) for name in LIKE_CMI for data in CIFAR),
-    *(("cmi", data, "resnet34", {"features": "stages"}) for data in CIFAR),
-    *(("deepinversion", data, None, {"adi": 1.0}) for data in CIFAR),
-    *((yardstick, None, None, {"warmup": 0}) for yardstick in ("kd", "scratch")),
-    *((name, data, None, {"epochs": 220, "reset_l0": 0.636}) for name in FASTS for data in (*CIFAR, "tiny_imagenet")),
-    *((name, data, "vgg11", {"adv": 1.0}) for name in LIKE_FAST for data in CIFAR),
-    *((name, data, "wrn40_2", {"adv": 1.1, "oh": 0.4}) for name in LIKE_FAST for data in CIFAR),
-    *(("nayer", data, None, {"epochs": 120, "batch_size": 512}) for data in CIFAR),
+    # NAYER: its scripts', with 100 epochs after warm-up
+    ("nayer", "digits", None, {"synthesis_batch_size": 60, "loops": 1, "warmup_loops": 2, "g_steps": 10, "ngf": 32}),
+    ("nayer", CIFAR, None, {"epochs": 120, "batch_size": 512}),
     ("nayer", "cifar100", None, {"g_steps": 40}),
     ("nayer", "tiny_imagenet", None, {"epochs": 120, "lr": 0.1, "kd_steps": 1000, "synthesis_batch_size": 200}),
     ("nayer", "tiny_imagenet", None, {"g_steps": 60, "loops": 4, "warmup_loops": 20}),
-    *((name, None, None, {"warmup": 0, "ep_steps": 400, "T": 1.0}) for name in WITHOUT_POOL),
+    # CMI, DeepInversion, noise: CMI's and Fast-Datafree's
+    (LIKE_CMI, "digits", None, {"epochs": 8, "kd_steps": 100, "warmup": 0, "synthesis_batch_size": 64}),
+    (LIKE_CMI, CIFAR, None, {"epochs": 200, "warmup": 0, "lr": 0.1}),
+    ("deepinversion", "digits", None, {"g_steps": 50}),
+    ("deepinversion", CIFAR, None, {"adi": 1.0}),
+    ("cmi", "digits", None, {"epochs": 6, "g_steps": 40, "ngf": 16, "lr_g": 2e-3, "negatives": 256}),
+    ("cmi", "digits", None, {"features": "stages"}),
+    ("cmi", CIFAR, "resnet34", {"features": "stages"}),
+    # Without a pool: rounds of a few steps. The first rows are for data without rows of their own.
+    (WITHOUT_POOL, None, None, {"warmup": 0, "ep_steps": 400, "T": 1.0}),
+    (WITHOUT_POOL, DIGITS, None, {"batch_size": 32, "ngf": 16}),
     ("dafl", None, None, {"kd_steps": 1}),
-    ("zskt", None, None, {"kd_steps": 10, "clip_g": 5.0, "clip_grad": 5.0} | ADAM),
-    ("dfad", None, None, {"kd_steps": 5, "kd_loss": "l1"}),
-    ("dfq", None, None, {"kd_steps": 10, "adam_betas": (0.5, 0.999), "nesterov": True}),
-    ("mad", None, None, {"kd_steps": 5, "adam_betas": (0.5, 0.999)}),
-    *(("dafl", data, None, {"epochs": 2000, "ep_steps": 120, "batch_size": 1024, "nz": 1000}) for data in CIFAR),
-    *(("dafl", data, None, {"lr_g": 0.02, "lr": 0.1, "lr_min": 1e-3, "weight_decay": 5e-4}) for data in CIFAR),
+    ("dafl", CIFAR, None, {"epochs": 2000, "ep_steps": 120, "batch_size": 1024, "nz": 1000, "lr_g": 0.02}),
+    ("dafl", CIFAR, None, {"lr": 0.1, "lr_min": 1e-3, "weight_decay": 5e-4}),
     ("dafl", "cifar10", None, {"oh": 0.05, "act": 0.01}),
     ("dafl", "cifar100", None, {"oh": 0.5, "balance": 20 / math.log(10)}),
-    *(("zskt", data, None, {"epochs": 73, "ep_steps": 1000, "batch_size": 128, "nz": 100}) for data in CIFAR),
-    *(("dfad", data, None, {"epochs": 500, "ep_steps": 250}) for data in CIFAR),
-    *(("dfad", data, None, {"lr": 0.1, "lr_min": 1e-3, "weight_decay": 5e-4}) for data in CIFAR),
-    *(("dfq", data, None, {"epochs": 250, "warmup": 50, "ep_steps": 4000, "nz": 512}) for data in CIFAR),
-    *(("dfq", data, None, {"lr": 0.1, "lr_min": 0.0, "weight_decay": 0.0}) for data in CIFAR),
-    *(("mad", data, None, {"epochs": 200, "lr": 0.1}) for data in CIFAR),
     ("dafl", "mnist", None, {"epochs": 200, "ep_steps": 120, "batch_size": 512, "nz": 100, "lr_g": 0.2}),
     ("dafl", "mnist", None, ADAM | {"lr_min": 2e-3}),
+    ("dafl", DIGITS, None, {"epochs": 8, "ep_steps": 120, "kd_steps": 2, "lr_g": 0.02} | ADAM),
+    ("zskt", None, None, {"kd_steps": 10, "clip_g": 5.0, "clip_grad": 5.0} | ADAM),
+    ("zskt", CIFAR, None, {"epochs": 73, "ep_steps": 1000, "batch_size": 128, "nz": 100}),
+    ("zskt", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 5, "lr_g": 5e-3}),
+    ("dfad", None, None, {"kd_steps": 5, "kd_loss": "l1"}),
+    ("dfad", CIFAR, None, {"epochs": 500, "ep_steps": 250, "lr": 0.1, "lr_min": 1e-3, "weight_decay": 5e-4}),
     ("dfad", "mnist", None, {"epochs": 40, "ep_steps": 250, "batch_size": 512, "nz": 100, "lr": 0.01, "lr_min": 0.01}),
-    *((name, data, None, {"batch_size": 32, "ngf": 16}) for name in WITHOUT_POOL for data in DIGITS),
-    *(("dafl", data, None, {"kd_steps": 2, "ep_steps": 120, "epochs": 8, "lr_g": 0.02} | ADAM) for data in DIGITS),
-    *(("zskt", data, None, {"kd_steps": 5, "ep_steps": 200, "epochs": 7, "lr_g": 5e-3}) for data in DIGITS),
-    *(("dfad", data, None, {"kd_steps": 10, "ep_steps": 200, "epochs": 7, "lr_g": 2e-3, "lr": 0.2}) for data in DIGITS),
-    *(("dfq", data, None, {"kd_steps": 4, "ep_steps": 160, "epochs": 8, "lr_g": 5e-3, "warmup": 1}) for data in DIGITS),
-    *(
-        ("mad", data, None, {"kd_steps": 4, "ep_steps": 160, "epochs": 7, "lr_g": 5e-3} | ADAM | {"lr": 4e-3})
-        for data in DIGITS
-    ),
+    ("dfad", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 10, "lr_g": 2e-3, "lr": 0.2}),
+    ("dfq", None, None, {"kd_steps": 10, "adam_betas": (0.5, 0.999), "nesterov": True}),
+    ("dfq", CIFAR, None, {"epochs": 250, "warmup": 50, "ep_steps": 4000, "nz": 512, "lr": 0.1, "lr_min": 0.0}),
+    ("dfq", CIFAR, None, {"weight_decay": 0.0}),
+    ("dfq", DIGITS, None, {"epochs": 8, "ep_steps": 160, "kd_steps": 4, "warmup": 1, "lr_g": 5e-3}),
+    ("mad", None, None, {"kd_steps": 5, "adam_betas": (0.5, 0.999)}),
+    ("mad", CIFAR, None, {"epochs": 200, "lr": 0.1}),
+    ("mad", DIGITS, None, {"epochs": 7, "ep_steps": 160, "kd_steps": 4, "lr_g": 5e-3} | ADAM | {"lr": 4e-3}),
+    # Real images
+    (("kd", "scratch"), None, None, {"warmup": 0}),
 ]
+
+
+def as_tuple(names: Names) -> tuple[str | None, ...]:
+    """One name or None as the only one of several."""
+    return names if isinstance(names, tuple) else (names,)
 
 
 def distillation_preset(values: Namespace) -> dict[str, Any]:
     """What PRESETS says for method, data set and teacher."""
     merged: dict[str, Any] = {}
-    for method, dataset, teacher, preset in PRESETS:
-        wanted = zip((method, dataset, teacher), (values.method, values.dataset, values.teacher), strict=True)
-        if all(row in (None, named) for row, named in wanted):
+    task = values.method, values.dataset, values.teacher
+    for *wanted, preset in PRESETS:
+        if all(names is None or name in as_tuple(names) for name, names in zip(task, wanted, strict=True)):
             merged |= preset
     return merged
 

@@ -115,22 +115,23 @@ def test_a_period_is_of_epochs_or_of_seconds():
 
 
 def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs_take():
-    for method, dataset, teacher, values in registry.PRESETS:
-        assert method in (None, *registry.METHODS) and dataset in (None, *registry.DATASETS)
-        assert teacher in (None, *registry.MODELS)
-        name = method or "aeahl_rg"
-        known = {
-            each.name: (each, config)
-            for targets in ("soft", "attack")
-            for config in distillation_configs(registry.METHODS[name], name, targets).values()
-            for each in fields(config)
-        }
-        for name, value in values.items():
-            each, config = known[name]
-            kind, items = kind_of(each, config)
-            assert items in (None, len(value)) if isinstance(value, tuple) else items is None, name
-            assert {type(item) for item in (value if isinstance(value, tuple) else (value,))} == {kind}, name
-            assert checked(each, value) == value
+    for methods, datasets, teachers, values in registry.PRESETS:
+        assert {*registry.as_tuple(datasets)} <= {None, *registry.DATASETS}
+        assert {*registry.as_tuple(teachers)} <= {None, *registry.MODELS}
+        for method in registry.as_tuple(methods):
+            name = method or "aeahl_rg"
+            known = {
+                each.name: (each, config)
+                for targets in ("soft", "attack")
+                for config in distillation_configs(registry.METHODS[name], name, targets).values()
+                for each in fields(config)
+            }
+            for flag, value in values.items():
+                each, config = known[flag]
+                kind, items = kind_of(each, config)
+                assert items in (None, len(value)) if isinstance(value, tuple) else items is None, flag
+                assert {type(item) for item in (value if isinstance(value, tuple) else (value,))} == {kind}, flag
+                assert checked(each, value) == value
     for dataset, values in registry.TRAINING_PRESETS.items():
         assert dataset in registry.DATASETS and Training.Config(**values)
 
