@@ -198,16 +198,17 @@ READS = dict.fromkeys(("lenet5", "lenet5_half", "lenet5_bn"), InputFormat((32, 3
 DATASETS = Registry("data set")
 
 # Mean and standard deviation: those of svhn, cifar10, cifar100 and tiny_imagenet are what the published teachers of
-# CMI, Fast-Datafree and the paper's code were trained with, those of imagenet are torchvision's; 0.5 elsewhere was
-# chosen by us.
+# CMI, Fast-Datafree and the paper's code were trained with, those of mnist what the teachers of DAFL and DFAD were
+# (its own), those of imagenet are torchvision's; 0.5 of the digits was chosen by us.
 HALF = (0.5, 0.5, 0.5)
+MNIST_MEAN, MNIST_STD = (0.1307,) * 3, (0.3081,) * 3
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 DATASETS.add("digits", DatasetSpec("digits", 10, 32, HALF, HALF, flip=False, load=load_digits))
 DATASETS.add("digits100", DatasetSpec("digits100", 100, 32, HALF, HALF, flip=False, load=load_digits100))
-DATASETS.add("mnist", DatasetSpec("mnist", 10, 32, HALF, HALF, flip=False, load=load_mnist))
+DATASETS.add("mnist", DatasetSpec("mnist", 10, 32, MNIST_MEAN, MNIST_STD, flip=False, load=load_mnist))
 DATASETS.add("svhn", DatasetSpec("svhn", 10, 32, HALF, HALF, flip=False, load=load_svhn))
 DATASETS.add("cifar10", DatasetSpec("cifar10", 10, 32, CIFAR10_MEAN, CIFAR10_STD, flip=True, load=load_cifar10))
 DATASETS.add("cifar100", DatasetSpec("cifar100", 100, 32, CIFAR100_MEAN, CIFAR100_STD, flip=True, load=load_cifar100))
@@ -317,7 +318,7 @@ PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     (WITHOUT_POOL, DIGITS, None, {"batch_size": 32, "ngf": 16}),
     ("dafl", None, None, {"kd_steps": 1}),
     ("dafl", CIFAR, None, {"epochs": 2000, "ep_steps": 120, "batch_size": 1024, "nz": 1000, "lr_g": 0.02}),
-    ("dafl", CIFAR, None, {"lr": 0.1, "lr_min": 1e-3, "weight_decay": 5e-4}),
+    ("dafl", CIFAR, None, {"lr": 0.1, "lr_steps": (0.4, 0.8), "weight_decay": 5e-4}),
     ("dafl", "cifar10", None, {"oh": 0.05, "act": 0.01}),
     ("dafl", "cifar100", None, {"oh": 0.5, "balance": 20 / math.log(10)}),
     ("dafl", "mnist", None, {"epochs": 200, "ep_steps": 120, "batch_size": 512, "nz": 100, "lr_g": 0.2}),
@@ -327,7 +328,8 @@ PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     ("zskt", CIFAR, None, {"epochs": 73, "ep_steps": 1000, "batch_size": 128, "nz": 100}),
     ("zskt", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 5, "lr_g": 5e-3}),
     ("dfad", None, None, {"kd_steps": 5, "kd_loss": "l1"}),
-    ("dfad", CIFAR, None, {"epochs": 500, "ep_steps": 250, "lr": 0.1, "lr_min": 1e-3, "weight_decay": 5e-4}),
+    ("dfad", CIFAR, None, {"epochs": 500, "ep_steps": 250, "lr": 0.1, "weight_decay": 5e-4}),
+    ("dfad", CIFAR, None, {"lr_steps": (0.2, 0.4), "lr_g_steps": (0.2, 0.4)}),
     ("dfad", "mnist", None, {"epochs": 40, "ep_steps": 250, "batch_size": 512, "nz": 100, "lr": 0.01, "lr_min": 0.01}),
     ("dfad", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 10, "lr_g": 2e-3, "lr": 0.2}),
     ("dfq", None, None, {"kd_steps": 10, "adam_betas": (0.5, 0.999), "nesterov": True}),

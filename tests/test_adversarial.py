@@ -294,6 +294,16 @@ def test_the_rate_falls_along_a_cosine_to_zero_from_the_end_of_the_warmup():
     assert rates == pytest.approx([LR_G, LR_G, *cosine, 0, 0], abs=1e-12)
 
 
+def test_the_rate_falls_tenfold_at_shares_of_the_steps_after_the_warmup():
+    context, rates = context_of(), []
+    context.rounds, context.warmup_rounds = 6, 1
+    subject = method("dfq", context, g_steps=2, lr_g_steps=(0.2, 0.4))  # of 10 steps
+    for number in range(6):
+        subject.synthesize(warmup=number < 1)
+        rates.append(subject.optimizer.param_groups[0]["lr"])  # of the round's second step
+    assert rates == pytest.approx([LR_G, LR_G, LR_G / 10, *3 * [LR_G / 100]])
+
+
 def values_of(name, **given):
     configs = distillation_configs(METHODS[name], name, "soft")
     values = resolve(configs, {"method": name, "warmup": 0} | given, lambda known: {})
@@ -319,6 +329,8 @@ def test_what_contradicts_itself_is_one_line_with_the_remedy():
     assert values_of("dafl", warmup=3) and values_of("dfq", warmup=3)
     with user_error("--synthesis_batch_size 4 is not --batch_size 8", "leave the former out"):
         values_of("zskt", synthesis_batch_size=4, batch_size=8)
+    with user_error("--anneal_g and --lr_g_steps", "give one of them"):
+        values_of("dafl", anneal_g=4, lr_g_steps=(0.5,))
     with user_error("has no BatchNorm", "--bn 0"):
         method("dfq", small_context(small_teacher(batch_norm=False)))
 

@@ -14,7 +14,7 @@ from conftest import CLASSES, MEAN, ROOT, SIZE, STD, same_state, small_classifie
 from programs import at_epoch, epochs_of, error_of, json_of, rows_of  # noqa: F401
 
 import datafree
-from datafree import api
+from datafree import api, job
 from datafree.cli.flags import LengthConfig
 from datafree.data.specs import TensorImages
 from datafree.engine.evaluation import Score
@@ -132,8 +132,8 @@ def test_teacher_and_student_may_have_formats_of_their_own_be_attacked_and_measu
 
 @pytest.mark.slow
 def test_no_flip_wins_over_flip(tmp_path, monkeypatch):
-    told, make = [], api.Augmentation
-    monkeypatch.setattr(api, "Augmentation", lambda *how: (told.append(how[1]), make(*how))[1])
+    told, make = [], job.Augmentation
+    monkeypatch.setattr(job, "Augmentation", lambda *how: (told.append(how[1]), make(*how))[1])
     for no_flip in (False, True):
         distil(tmp_path / str(no_flip), flip=True, no_flip=no_flip)
     assert told == [True, False]

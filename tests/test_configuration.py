@@ -129,7 +129,7 @@ def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs
             for flag, value in values.items():
                 each, config = known[flag]
                 kind, items = kind_of(each, config)
-                assert items in (None, len(value)) if isinstance(value, tuple) else items is None, flag
+                assert items in (0, len(value)) if isinstance(value, tuple) else items is None, flag
                 assert {type(item) for item in (value if isinstance(value, tuple) else (value,))} == {kind}, flag
                 assert checked(each, value) == value
     for dataset, values in registry.TRAINING_PRESETS.items():

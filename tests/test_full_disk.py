@@ -18,7 +18,6 @@ from programs import FOLDER, QUICK, TINY_SCRATCH, SmallDisk, epochs_of, error_of
 
 import train_scratch
 from datafree import files
-from datafree.runs import folder as folders
 from datafree.runs.folder import RunFolder
 from datafree.runs.run import Progress
 from datafree.runs.snapshot import Snapshot
@@ -92,7 +91,7 @@ def test_a_failure_in_the_thread_of_tensorboard_is_reported_by_the_run_and_by_no
     with quiet(printed), RunFolder(tmp_path) as folder:
         folder.start()
         folder.record({"epoch": 1, "loss": 1.0}, "")
-        monkeypatch.setattr(folders, "_append", lambda *_: None)  # the other files have all the space they want
+        monkeypatch.setattr(files, "append", lambda *_: None)  # the other files have all the space they want
         with no_file_longer_than(0), user_error("cannot write"):
             for number in range(2, 2000):
                 folder.record({"epoch": number, "loss": 1.0}, "")

@@ -98,6 +98,17 @@ def test_the_rate_falls_along_one_cosine_over_all_rounds_and_a_cosine_that_rises
         Student.Config(lr=0.1, lr_min=0.2)
 
 
+def test_the_rate_falls_tenfold_at_shares_of_the_run_where_these_are_given():
+    lesson = Lesson()
+    student = Student(lesson.context, Student.Config(lr=0.5, lr_steps=(0.2, 0.6)), 10)  # its lr_min is not asked
+    rates = []
+    for _ in range(10):
+        rates.append(student.lr)
+        student.learn(lesson.pool, lesson.targets, 1)
+    assert rates == pytest.approx(2 * [0.5] + 4 * [0.05] + 4 * [0.005])
+    assert Student.Config(lr=1e-4, lr_steps=(0.5,)).lr_steps == (0.5,)
+
+
 def test_the_teacher_is_left_as_it_came_and_the_student_trains_in_train_mode_whatever_mode_it_came_in():
     lesson, other = Lesson(), Lesson()
     other.context.student.eval()

@@ -3,7 +3,7 @@
 for each of kd_steps
     batch <- B images of the pool, uniform with replacement, augmented; or fresh ones of a method without a pool
     L_S   <- targets.loss(batch, student)                   soft, hard or under attack: datafree/targets/
-    S     <- SGD(lr) or Adam(lr); lr falls along a cosine over all distillation steps
+    S     <- SGD(lr) or Adam(lr); lr falls along a cosine over all distillation steps, or tenfold at shares of them
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from .. import configuration
 from ..configuration import knob
@@ -55,29 +56,43 @@ def optimiser(parameters: Iterable[nn.Parameter], config: OptimiserConfig, neste
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **how)
 
 
+def step_decay(done: int, steps: int, shares: Iterable[float]) -> float:
+    """What a rate is multiplied by after ``done`` of ``steps`` steps: a tenth for each share of them that is behind."""
+    return 0.1 ** sum(done >= round(share * steps) for share in shares)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: "Student.Config", steps: int) -> LRScheduler:
+    if config.lr_steps:
+        return LambdaLR(optimizer, lambda done: step_decay(done, steps, config.lr_steps))
+    return CosineAnnealingLR(optimizer, steps, config.lr_min)
+
+
 class Student:
     """The network being distilled, with its optimiser and schedule.
 
     Args:
         context: its ``student`` is trained in place.
         config: the knobs.
-        steps: all distillation steps of the run: the cosine's length.
+        steps: all distillation steps of the run: the schedule's length.
     """
 
     @dataclass(frozen=True)
     class Config(OptimiserConfig):
         lr_min: float = knob(2e-4, "learning rate that the cosine ends at; as --lr: a constant rate", low=0)
+        lr_steps: tuple[float, ...] | None = knob(
+            None, "divide lr by 10 at these shares of the run, in place of the cosine", above=0, high=1, unit="SHARE"
+        )
         nesterov: bool = knob(False, "Nesterov's momentum in SGD")
         clip_grad: float = knob(0.0, "largest norm of the gradient; 0: any", low=0, unit="NORM")
 
         def check(self) -> None:
-            if self.lr_min > self.lr:
+            if not self.lr_steps and self.lr_min > self.lr:
                 raise UserError(f"--lr_min {self.lr_min} is above --lr {self.lr}", "the cosine falls: lower --lr_min")
 
     def __init__(self, context: Context, config: "Student.Config", steps: int):
         self.context, self.config, self.classifier = context, config, context.student
         self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, steps), config.lr_min)
+        self.scheduler = _schedule(self.optimizer, config, max(1, steps))
 
     @property
     def lr(self) -> float:

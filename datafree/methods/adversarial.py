@@ -34,6 +34,7 @@ from ..configuration import knob
 from ..data.batch import TEACHER_LOGITS, Batch
 from ..engine.context import Context
 from ..engine.randomness import initialising
+from ..engine.student import step_decay
 from ..errors import UserError
 from ..losses.adversarial import activation_loss, balance_loss, kl_disagreement, l1_disagreement, sample_entropy
 from ..losses.batchnorm import bn_loss, gaussian_bn_loss
@@ -85,6 +86,9 @@ class Adversarial(Method):
             low=0,
             unit="STEPS",
         )
+        lr_g_steps: tuple[float, ...] | None = knob(
+            None, "divide lr_g by 10 at these shares of the run, in place of the cosine", above=0, high=1, unit="SHARE"
+        )
         adam_betas: tuple[float, float] = knob((0.9, 0.999), "of Adam", low=0, high=0.9999, unit="BETA")
         clip_g: float = knob(0.0, "largest norm of the generator's gradient; 0: any", low=0, unit="NORM")
         reuse_path: Path | None = knob(None, f"{LASTING_FILE} of an earlier run, to begin with", unit="FILE")
@@ -95,8 +99,8 @@ class Adversarial(Method):
         self.generator = context.compute.place(self._first_generator()).train()
         self.parameters = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr_g, betas=config.adam_betas, fused=True)
-        steps = (context.rounds - context.warmup_rounds) * config.g_steps if self.annealed else 0
-        self.annealed_steps, self.steps_to_anneal = 0, steps if config.anneal_g is None else config.anneal_g
+        self.steps_done, self.steps = 0, (context.rounds - context.warmup_rounds) * config.g_steps  # warm-up apart
+        self.steps_to_anneal = (self.steps if self.annealed else 0) if config.anneal_g is None else config.anneal_g
 
     def _first_generator(self) -> ImageGenerator:
         """At random, or of an earlier run, as wide as it was there. Raises UserError where that does not fit."""
@@ -125,6 +129,8 @@ class Adversarial(Method):
         if values.warmup and cls.needs_student:
             what = f"method {values.method} learns from the student, which warm-up leaves as it is"
             raise UserError(what, "give --warmup 0")
+        if values.anneal_g and values.lr_g_steps:
+            raise UserError("--anneal_g and --lr_g_steps both say how lr_g falls", "give one of them")
         if values.synthesis_batch_size is None:
             values.synthesis_batch_size = values.batch_size
 
@@ -186,23 +192,26 @@ class Adversarial(Method):
         return self.context.ask(generator, self._noise(count, "distillation"))
 
     def _anneal(self, warmup: bool) -> None:
-        """Sets the rate of the next step: lr_g * (1 + cos(pi * n / N)) / 2 after n of N steps, warm-up apart."""
-        total = self.steps_to_anneal
-        if not total or warmup:
+        """Sets the rate of the next step: lr_g * (1 + cos(pi * n / N)) / 2 after n of N steps, or as lr_g_steps say."""
+        done, total = self.steps_done, self.steps_to_anneal
+        if warmup:
             return
-        fraction = min(self.annealed_steps / total, 1.0)
+        if self.config.lr_g_steps:
+            factor = step_decay(done, self.steps, self.config.lr_g_steps)
+        else:
+            factor = (1 + math.cos(math.pi * min(done / total, 1.0))) / 2 if total else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_g * (1 + math.cos(math.pi * fraction)) / 2
-        self.annealed_steps += 1
+            group["lr"] = self.config.lr_g * factor
+        self.steps_done += 1
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"optimizer": self.optimizer.state_dict(), "annealed_steps": self.annealed_steps}
+        own = {"optimizer": self.optimizer.state_dict(), "steps_done": self.steps_done}
         return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.annealed_steps = state["annealed_steps"]
+        self.steps_done = state["steps_done"]
 
 
 class Dafl(Adversarial):
