@@ -75,7 +75,7 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     configs = distillation_configs(method, known.method, chosen(known.hl, known.no_aea, method.targets))
     others = flags_of_others(dict(registry.METHODS.items()), configs)
     parser = Parser("main.py", "Distil a student from a teacher without data.", configs, others)
-    values = resume.arguments(parser, argv, registry.distillation_preset)
+    values = resume.arguments(parser, argv, partial(registry.distillation_preset, method=method))
     parser.check(values)
     values.ep_steps = values.ep_steps or values.kd_steps
     values.teacher_path = values.teacher_path or registry.teacher_file(values.dataset, values.teacher)

@@ -21,8 +21,9 @@ from datafree.data.imagefolder import imagefolder_spec
 from datafree.data.specs import DatasetSpec, pair
 from datafree.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 from datafree.errors import UserError
-from datafree.methods.adversarial import Dafl, Dfad, Dfq, Mad, Zskt
+from datafree.methods.adversarial import ADAM, Dafl, Dfad, Dfq, Mad, Zskt
 from datafree.methods.aeahl_rg import AeahlRg
+from datafree.methods.base import Method
 from datafree.methods.cmi import Cmi
 from datafree.methods.deepinversion import DeepInversion
 from datafree.methods.fast import Fast, FastMeta
@@ -279,7 +280,6 @@ def classifier(
 CIFAR, DIGITS = ("cifar10", "cifar100"), ("digits", "digits100")
 FASTS, LIKE_CMI = ("fast_meta", "fast"), ("cmi", "deepinversion", "noise")
 LIKE_FAST, WITHOUT_POOL = ("aeahl_rg", *FASTS), ("dafl", "zskt", "dfad", "dfq", "mad")
-ADAM = {"optimizer": "adam", "lr": 2e-3, "lr_min": 0.0, "weight_decay": 0.0}
 Names = str | tuple[str, ...] | None
 
 # Flags of main.py by (method, data set, teacher): one name, several, or None for any; later rows win. Those of CIFAR,
@@ -306,17 +306,15 @@ PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     ("nayer", "tiny_imagenet", None, {"epochs": 120, "lr": 0.1, "kd_steps": 1000, "synthesis_batch_size": 200}),
     ("nayer", "tiny_imagenet", None, {"g_steps": 60, "loops": 4, "warmup_loops": 20}),
     # CMI, DeepInversion, noise: CMI's and Fast-Datafree's
-    (LIKE_CMI, "digits", None, {"epochs": 8, "kd_steps": 100, "warmup": 0, "synthesis_batch_size": 64}),
-    (LIKE_CMI, CIFAR, None, {"epochs": 200, "warmup": 0, "lr": 0.1}),
+    (LIKE_CMI, "digits", None, {"epochs": 8, "kd_steps": 100, "synthesis_batch_size": 64}),
+    (LIKE_CMI, CIFAR, None, {"epochs": 200, "lr": 0.1}),
     ("deepinversion", "digits", None, {"g_steps": 50}),
     ("deepinversion", CIFAR, None, {"adi": 1.0}),
     ("cmi", "digits", None, {"epochs": 6, "g_steps": 40, "ngf": 16, "lr_g": 2e-3, "negatives": 256}),
     ("cmi", "digits", None, {"features": "stages"}),
     ("cmi", CIFAR, "resnet34", {"features": "stages"}),
-    # Without a pool: rounds of a few steps. The first rows are for data without rows of their own.
-    (WITHOUT_POOL, None, None, {"warmup": 0, "ep_steps": 400, "T": 1.0}),
+    # Without a pool
     (WITHOUT_POOL, DIGITS, None, {"batch_size": 32, "ngf": 16}),
-    ("dafl", None, None, {"kd_steps": 1}),
     ("dafl", CIFAR, None, {"epochs": 2000, "ep_steps": 120, "batch_size": 1024, "nz": 1000, "lr_g": 0.02}),
     ("dafl", CIFAR, None, {"lr": 0.1, "lr_steps": (0.4, 0.8), "weight_decay": 5e-4}),
     ("dafl", "cifar10", None, {"oh": 0.05, "act": 0.01}),
@@ -324,23 +322,17 @@ PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     ("dafl", "mnist", None, {"epochs": 200, "ep_steps": 120, "batch_size": 512, "nz": 100, "lr_g": 0.2}),
     ("dafl", "mnist", None, ADAM | {"lr_min": 2e-3}),
     ("dafl", DIGITS, None, {"epochs": 8, "ep_steps": 120, "kd_steps": 2, "lr_g": 0.02} | ADAM),
-    ("zskt", None, None, {"kd_steps": 10, "clip_g": 5.0, "clip_grad": 5.0} | ADAM),
     ("zskt", CIFAR, None, {"epochs": 73, "ep_steps": 1000, "batch_size": 128, "nz": 100}),
     ("zskt", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 5, "lr_g": 5e-3}),
-    ("dfad", None, None, {"kd_steps": 5, "kd_loss": "l1"}),
     ("dfad", CIFAR, None, {"epochs": 500, "ep_steps": 250, "lr": 0.1, "weight_decay": 5e-4}),
     ("dfad", CIFAR, None, {"lr_steps": (0.2, 0.4), "lr_g_steps": (0.2, 0.4)}),
     ("dfad", "mnist", None, {"epochs": 40, "ep_steps": 250, "batch_size": 512, "nz": 100, "lr": 0.01, "lr_min": 0.01}),
     ("dfad", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 10, "lr_g": 2e-3, "lr": 0.2}),
-    ("dfq", None, None, {"kd_steps": 10, "adam_betas": (0.5, 0.999), "nesterov": True}),
     ("dfq", CIFAR, None, {"epochs": 250, "warmup": 50, "ep_steps": 4000, "nz": 512, "lr": 0.1, "lr_min": 0.0}),
     ("dfq", CIFAR, None, {"weight_decay": 0.0}),
     ("dfq", DIGITS, None, {"epochs": 8, "ep_steps": 160, "kd_steps": 4, "warmup": 1, "lr_g": 5e-3}),
-    ("mad", None, None, {"kd_steps": 5, "adam_betas": (0.5, 0.999)}),
     ("mad", CIFAR, None, {"epochs": 200, "lr": 0.1}),
     ("mad", DIGITS, None, {"epochs": 7, "ep_steps": 160, "kd_steps": 4, "lr_g": 5e-3} | ADAM | {"lr": 4e-3}),
-    # Real images
-    (("kd", "scratch"), None, None, {"warmup": 0}),
 ]
 
 
@@ -349,14 +341,15 @@ def as_tuple(names: Names) -> tuple[str | None, ...]:
     return names if isinstance(names, tuple) else (names,)
 
 
-def distillation_preset(values: Namespace) -> dict[str, Any]:
-    """What PRESETS says for method, data set and teacher."""
-    merged: dict[str, Any] = {}
+def distillation_preset(values: Namespace, method: type[Method]) -> dict[str, Any]:
+    """What PRESETS says for the data set, then the method's own defaults, then PRESETS for it, data set and teacher."""
     task = values.method, values.dataset, values.teacher
+    of_all: dict[str, Any] = {}
+    of_method = dict(method.defaults)
     for *wanted, preset in PRESETS:
         if all(names is None or name in as_tuple(names) for name, names in zip(task, wanted, strict=True)):
-            merged |= preset
-    return merged
+            (of_all if wanted[0] is None else of_method).update(preset)
+    return of_all | of_method
 
 
 # Flags of train_scratch.py by data set, chosen by us for two CPU cores.

@@ -142,7 +142,7 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
     of_main = sorted(flags.keys() & OF_MAIN)
     if of_main:
         raise UserError(f"{of_main[0]} is for main.py", "from Python the networks and images are given themselves")
-    values = resolve(configs, given, lambda known: {})
+    values = resolve(configs, given, lambda known: method.defaults)
     for config in configs.values():
         config.of(values)
     for name in ("run_root", "data_root"):

@@ -22,6 +22,7 @@ from conftest import (
 )
 from test_aeahl_rg import bn_inputs, bn_norms, context_of, moments, takes
 from test_compile import traced  # noqa: F401
+from test_configuration import preset_of
 from test_sync import no_reading  # noqa: F401
 from torch import nn
 
@@ -443,7 +444,7 @@ STEPS = {  # of generator and student in a whole run, as the reference codes cou
 
 def preset(name, dataset):
     given = {"method": name, "dataset": dataset, "teacher": "any"}
-    values = resolve(distillation_configs(METHODS[name], name, "soft"), given, registry.distillation_preset)
+    values = resolve(distillation_configs(METHODS[name], name, "soft"), given, preset_of(name))
     METHODS[name].complete(values)
     return values
 

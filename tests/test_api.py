@@ -14,6 +14,7 @@ from conftest import CLASSES, MEAN, ROOT, SIZE, STD, same_state, small_classifie
 from programs import at_epoch, epochs_of, error_of, json_of, rows_of  # noqa: F401
 
 import datafree
+import registry
 from datafree import api, job
 from datafree.cli.flags import LengthConfig
 from datafree.data.specs import TensorImages
@@ -114,6 +115,12 @@ def test_numbers_of_numpy_and_torch_will_do_so_will_a_device_and_a_home_folder(t
         )
     assert found.folder == tmp_path / "runs/anew-own-teacher-student" and found.results["accuracy_last"] == 20
     assert found.student.input_format["mean"] == pytest.approx(MEAN)
+
+
+def test_a_methods_own_defaults_hold_and_give_way_to_what_is_given():
+    values, _ = api.values_from(registry.METHODS["zskt"], {"lr": 0.01})
+    assert (values.kd_steps, values.ep_steps, values.warmup, values.T, values.optimizer) == (10, 400, 0, 1, "adam")
+    assert (values.lr, values.lr_min, values.epochs) == (0.01, 0, 420)
 
 
 def test_class_names_are_of_all_classes_or_of_none(tmp_path):

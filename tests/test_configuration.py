@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,13 @@ def test_values_survive_json_and_what_the_knob_does_not_take_is_refused():
 # Of the programs
 
 
+def preset_of(method):
+    return partial(registry.distillation_preset, method=registry.METHODS[method])
+
+
 def distillation(line, targets="soft", method="aeahl_rg"):
     parser = Parser("main.py", "", distillation_configs(registry.METHODS[method], method, targets))
-    return parser.resolve([*line.split(), "--method", method], registry.distillation_preset)
+    return parser.resolve([*line.split(), "--method", method], preset_of(method))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,8 @@ def test_a_period_is_of_epochs_or_of_seconds():
 
 
 def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs_take():
-    for methods, datasets, teachers, values in registry.PRESETS:
+    of_methods = [(name, None, None, method.defaults) for name, method in registry.METHODS.items()]
+    for methods, datasets, teachers, values in [*registry.PRESETS, *of_methods]:
         assert {*registry.as_tuple(datasets)} <= {None, *registry.DATASETS}
         assert {*registry.as_tuple(teachers)} <= {None, *registry.MODELS}
         for method in registry.as_tuple(methods):
@@ -142,7 +148,7 @@ def test_the_presets_of_a_method_go_together_on_every_data_set(method):
     for dataset in registry.DATASETS:
         for teacher in ("wrn40_2", "vgg11", "resnet34", "resnet20"):
             task = {"method": method, "dataset": dataset, "teacher": teacher}
-            values = resolve(configs, task, registry.distillation_preset)
+            values = resolve(configs, task, preset_of(method))
             for config in configs.values():
                 config.of(values)
             registry.METHODS[method].complete(values)

@@ -8,6 +8,7 @@ from conftest import ROOT, user_error
 from programs import OF_RESNET8, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import main
 import registry
 from datafree.cli.flags import distillation_configs
 from datafree.methods.base import Leaving
@@ -153,6 +154,15 @@ def test_a_file_of_the_runs_own_name_is_not_left(file, tmp_path, monkeypatch):
 def test_an_unknown_name_names_the_known_ones_and_says_how_to_give_a_file():
     message = error_of([*LINE, "--method", "aeahl"])
     assert "aeahl_rg" in message and "FILE.py:CLASS" in message
+
+
+def test_defaults_of_its_own_go_before_a_data_sets_preset_and_what_is_given_before_them(tmp_path):
+    (tmp_path / "a.py").write_text(WHOLE + ' defaults = {"kd_steps": 7, "lr": 0.03}\n')
+    (tmp_path / "b.py").write_text(WHOLE + ' defaults = {"kd_stepz": 7}\n')
+    _, values, _ = main.command_line(["--method", f"{tmp_path}/a.py:A", "--lr", "0.05"])
+    assert (values.kd_steps, values.lr, values.batch_size) == (7, 0.05, 64)  # of the digits: 60, 0.1, 64
+    with user_error("has a default for --kd_stepz"):
+        main.command_line(["--method", f"{tmp_path}/b.py:A"])
 
 
 def test_a_clash_of_flags_is_refused_from_python_too(tmp_path):

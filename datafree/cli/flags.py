@@ -183,7 +183,7 @@ def distillation_configs(method: type[Method], name: str, targets: str) -> dict[
     """Those of main.py with that method and those targets, by title, in the order of --help.
 
     Raises:
-        UserError: where the method has a flag that the others have.
+        UserError: where the method has a flag that the others have, or a default for one that there is not.
     """
     own = f"method {name}"
     configs = {
@@ -194,6 +194,11 @@ def distillation_configs(method: type[Method], name: str, targets: str) -> dict[
         "length": LengthConfig,
         "machine": DistillationMachineConfig,
     }
+    known = set().union(
+        *(names_of(config) for config in configs.values()), *(names_of(each.Config) for each in TARGETS.values())
+    )
+    for flag in sorted(method.defaults.keys() - known):
+        raise UserError(f"{own} has a default for --{flag}", "there is no such flag")
     of_config = {"program", "groups", "defaults", "format", "environment", "teacher_checksum"}
     reserved = {"help"} | of_config
     taken = reserved.union(*(names_of(config) for title, config in configs.items() if title != own))

@@ -46,6 +46,8 @@ from ..models.norm_statistics import NormStatistics
 from .base import Leaving, Method
 from .inversion import saved_width
 
+ADAM = {"optimizer": "adam", "lr": 2e-3, "lr_min": 0.0, "weight_decay": 0.0}  # of a student
+
 
 class Adversarial(Method):
     """What the five share: a generator, its steps, fresh images. Draws from "synthesis", "distillation" and "sample".
@@ -61,6 +63,7 @@ class Adversarial(Method):
     """
 
     pooled = False
+    defaults: dict[str, Any] = {"warmup": 0, "ep_steps": 400, "T": 1.0}  # noqa: RUF012 (read only)
     annealed = False
     needs_student = True
     disagreement: Callable[[Tensor, Tensor], Tensor] = staticmethod(kl_disagreement)
@@ -217,6 +220,7 @@ class Adversarial(Method):
 class Dafl(Adversarial):
     """Images that the teacher is sure of, that excite its features, of all classes alike (Chen et al. 2019)."""
 
+    defaults = Adversarial.defaults | {"kd_steps": 1}
     needs_student = False
 
     @dataclass(frozen=True)
@@ -263,6 +267,7 @@ class Dafl(Adversarial):
 class Zskt(Adversarial):
     """Images on which the student's answer is furthest from the teacher's (Micaelli and Storkey 2019)."""
 
+    defaults = Adversarial.defaults | {"kd_steps": 10, "clip_g": 5.0, "clip_grad": 5.0} | ADAM
     annealed = True
 
     @classmethod
@@ -289,6 +294,7 @@ class Zskt(Adversarial):
 class Dfad(Adversarial):
     """As ZSKT, by the distance of the logits, with fresh images at every step (Fang et al. 2019)."""
 
+    defaults = Adversarial.defaults | {"kd_steps": 5, "kd_loss": "l1"}
     disagreement = staticmethod(l1_disagreement)
 
 
@@ -298,6 +304,7 @@ BN_LOSSES = {"kl": gaussian_bn_loss, "l2": bn_loss}
 class Dfq(Adversarial):
     """Disagreement, and images that the teacher takes for what it was trained on (Choi et al. 2020)."""
 
+    defaults = Adversarial.defaults | {"kd_steps": 10, "adam_betas": (0.5, 0.999), "nesterov": True}
     annealed = True
     needs_student = False
 
@@ -334,6 +341,8 @@ class Dfq(Adversarial):
 
 class Mad(Adversarial):
     """As ZSKT, half of the images from a slow copy of the generator, against forgetting (Do et al. 2022)."""
+
+    defaults = Adversarial.defaults | {"kd_steps": 5, "adam_betas": (0.5, 0.999)}
 
     @dataclass(frozen=True)
     class Config(Adversarial.Config):

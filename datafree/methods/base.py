@@ -44,11 +44,14 @@ class Method(ABC):
     Attributes:
         pooled: whether batches are kept in the pool, from which the student learns; else it learns from ``sample``.
         targets: the name of its targets, where they are not those that --hl and --no_aea choose.
+        defaults: flags of loop, student and targets that its runs have where nothing else is said, whatever their own
+            defaults and a data set's preset are.
         columns: what the method's batches have beside images, for the pool: by name, shape and type of a row.
     """
 
     pooled: bool = True
     targets: str = ""
+    defaults: dict[str, Any] = {}  # noqa: RUF012 (read only)
     columns: dict[str, Column] = {}  # noqa: RUF012 (read only)
 
     @dataclass(frozen=True)

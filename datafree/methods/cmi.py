@@ -78,6 +78,8 @@ class Head(nn.Sequential):
 class Cmi(Method):
     """See the top of the file. Draws from the streams "synthesis" and "sample"."""
 
+    defaults = {"warmup": 0}  # noqa: RUF012 (read only)
+
     @dataclass(frozen=True)
     class Config(configuration.Config):
         synthesis_batch_size: int = knob(256, "images made a round", low=1, high=2**16, unit="IMAGES")

@@ -38,6 +38,8 @@ class DeepInversion(Method):
     what the data are like. The networks take pixels, and normalise them as each was trained.
     """
 
+    defaults = {"warmup": 0}  # noqa: RUF012 (read only)
+
     @dataclass(frozen=True)
     class Config(configuration.Config):
         synthesis_batch_size: int = knob(256, "images made a round", low=1, high=2**16, unit="IMAGES")

@@ -17,6 +17,8 @@ from .base import Method
 class Noise(Method):
     """Draws from the streams "synthesis" and "sample". The teacher is asked nothing, but where --hl's attack learns."""
 
+    defaults = {"warmup": 0}  # noqa: RUF012 (read only)
+
     @dataclass(frozen=True)
     class Config(configuration.Config):
         synthesis_batch_size: int = knob(256, "images made a round", low=1, high=2**16, unit="IMAGES")

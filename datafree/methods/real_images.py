@@ -24,6 +24,7 @@ class Kd(Method):
     """Draws from the stream "distillation", for pictures from "sample"."""
 
     pooled = False
+    defaults = {"warmup": 0}  # noqa: RUF012 (read only)
 
     def __init__(self, context: Context, config: "Kd.Config"):
         super().__init__(context, config)
