@@ -179,20 +179,6 @@ def test_steps_on_the_same_noise_drive_the_student_further_from_the_teacher(name
     assert series[-1] < 1.2 * series[0] < 0
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("training", [True, False])
-def test_a_generator_step_leaves_student_and_teacher_as_they_are(name, training):
-    subject = method(name)
-    student, teacher = subject.context.student.train(training), subject.context.teacher
-    before = [state_of(network) for network in (student, teacher)]
-    subject.synthesize(warmup=False)
-    subject.context.read()
-    assert all(same_state(state, state_of(n)) for state, n in zip(before, (student, teacher), strict=True))
-    assert student.training is training and all(module.training is training for module in student.modules())
-    assert all(p.requires_grad and p.grad is None for p in student.parameters())
-    assert all(p.grad is None for p in teacher.parameters())
-
-
 def taught(subject, count=3, size=B):
     return list(subject.batches(count, size))
 

@@ -215,23 +215,6 @@ def test_reuse_fix_trains_g1_alone_and_leaves_the_weights_of_g2_and_d(meta):
 # What it leaves alone
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_round_leaves_student_and_teacher_as_they_came(training):
-    context = context_of()
-    student, teacher = context.student.train(training), context.teacher
-    student.network.fc.bias.requires_grad_(False)
-    for parameter in student.parameters():
-        parameter.grad = torch.full_like(parameter, 3.0)
-    before = state_of(student), state_of(teacher)
-    method(context).synthesize(warmup=False)
-    assert same_state(state_of(student), before[0]) and same_state(state_of(teacher), before[1])
-    assert all(module.training == training for module in student.modules())
-    assert [name for name, p in student.named_parameters() if not p.requires_grad] == ["network.fc.bias"]
-    assert all((p.grad == 3).all() for p in student.parameters())
-    assert not any(module.training for module in teacher.modules())
-    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
-
-
 @pytest.mark.parametrize(("warmup", "adv"), [(True, 1.3), (False, 0.0)])
 def test_in_warm_up_and_with_weight_zero_the_student_plays_no_part(warmup, adv):
     context = context_of()

@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
-from conftest import user_error
+from conftest import CLASSES, SIZE, same_state, state_of, user_error
 from programs import OF_RESNET8, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
 from test_aeahl_rg import context_of
 
 import registry
 from datafree.api import distil
+from datafree.cli.flags import distillation_configs
+from datafree.cli.parser import Parser
 from datafree.data.augmentation import Augmentation
+from datafree.data.specs import TensorImages
 from datafree.methods.real_images import Kd, Scratch
 from scripts.kill_test import differences
 
@@ -35,6 +38,10 @@ WITHOUT_BN = "timm:vit_tiny_patch16_224,img_size=32,patch_size=16,embed_dim=8,de
 
 def line(name, *more):
     return [*SMALL.split(), "--method", name, *OF_RESNET8, *OWN[name].split(), *more]
+
+
+def few_images():
+    return TensorImages(torch.zeros(9, 3, SIZE, SIZE, dtype=torch.uint8), torch.arange(9) % CLASSES)
 
 
 def folder_in(root):
@@ -110,6 +117,29 @@ def test_a_teacher_without_batchnorm_works_or_is_refused_in_one_line(name, tmp_p
     flags = [*SMALL.split(), "--method", name, "--teacher", WITHOUT_BN, "--teacher_path", teacher, *OWN[name].split()]
     status, _, stderr = run([*flags, "--run_root", tmp_path / "run"])
     assert status == 0 or (status == 2 and "BatchNorm" in stderr and stderr.count("\n") == 1), stderr
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_round_leaves_student_and_teacher_as_they_came(name, training):
+    method, context = registry.METHODS[name], context_of()
+    context.rounds, context.training_images = 4, few_images
+    parser = Parser("", "", distillation_configs(method, name, "soft"))
+    values = parser.resolve([*SMALL.split(), *OWN[name].split()])
+    method.complete(values)
+    student, teacher = context.student.train(training), context.teacher
+    student.network.fc.bias.requires_grad_(False)
+    for parameter in student.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    before = state_of(student), state_of(teacher)
+    subject = method(context, method.Config.of(values))
+    for _ in range(2):
+        subject.synthesize(warmup=False)
+    assert same_state(state_of(student), before[0]) and same_state(state_of(teacher), before[1])
+    assert all(module.training == training for module in student.modules())
+    assert [name for name, p in student.named_parameters() if not p.requires_grad] == ["network.fc.bias"]
+    assert all((p.grad == 3).all() for p in student.parameters())
+    assert not any(module.training for module in teacher.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
 
 
 # The yardsticks
