@@ -283,7 +283,7 @@ LIKE_FAST, WITHOUT_POOL = ("aeahl_rg", *FASTS), ("dafl", "zskt", "dfad", "dfq", 
 Names = str | tuple[str, ...] | None
 
 # Flags of main.py by (method, data set, teacher): one name, several, or None for any; later rows win. Those of CIFAR,
-# Tiny-ImageNet and MNIST are the papers' and their codes' (docs/baselines.md), as are the flags' own defaults; those of
+# Tiny-ImageNet and MNIST are the papers' and their codes' (docs/methods.md), as are the flags' own defaults; those of
 # the digits were chosen by us for two CPU cores.
 PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     # Data sets. ImageNet's 50,000 test images are read and decoded at every evaluation: at most twenty times a run.

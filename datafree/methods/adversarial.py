@@ -15,7 +15,7 @@ a round:
              mad    half from G, half from G^
 
 L_oh is CE(T(x), argmax T(x)); the other terms stand in losses/adversarial.py, how L_bn is heard in
-models/norm_statistics.py. Sources, presets and where the reference codes differ: docs/baselines.md.
+models/norm_statistics.py. Sources, presets and where the reference codes differ: docs/methods.md.
 """
 
 import copy

@@ -21,10 +21,10 @@ def method_class(name: str, known: Mapping[str, type[Method]]) -> type[Method]:
         raise UserError(f"unknown method {name!r}", f"{nearest_names(name, known)}; for one of your own {file}")
     found = load(name, "method")
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"{name} is no class on datafree.methods.base.Method", "see docs/methods.md")
+        raise UserError(f"{name} is no class on datafree.methods.base.Method", "see docs/extending.md")
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
-        raise UserError(f"{name} lacks {', '.join(missing)}", "see docs/methods.md for what a method has")
+        raise UserError(f"{name} lacks {', '.join(missing)}", "see docs/extending.md for what a method has")
     if any(isinstance(value, Field) for value in vars(found.Config).values()):
         raise UserError(f"the Config of {name} is no dataclass", "put @dataclass(frozen=True) above it")
     return found
