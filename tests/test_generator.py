@@ -12,6 +12,7 @@ from datafree.models.generator import (
     Decoder,
     GenerativeNetwork,
     ImageGenerator,
+    NormalisedNetwork,
     ReusableGenerator,
     StandardisedNetwork,
     UpsampledConv,
@@ -221,6 +222,21 @@ def test_standardised_images_have_the_datas_mean_and_deviation_before_the_sigmoi
         assert mean * (1 - mean) * logits.std().item() == pytest.approx(std, rel=1e-2)
     grey = StandardisedNetwork(6, 4, 8, 1, (0.5,), (0.02,)).train()(z)  # where the sigmoid is straight
     assert grey.mean().item() == pytest.approx(0.5, abs=1e-3) and grey.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_normalised_images_have_exactly_the_datas_mean_and_deviation_and_pixels_beyond_black_and_white():
+    network, z = NormalisedNetwork(6, 4, 8, 3, mean=MEAN, std=STD).train(), torch.randn(32, 6)
+    x, before = network(z), network.conv_blocks[:-2](network.l1(z).view(32, -1, 2, 2)).tanh()
+    for c, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+        assert x[:, c].mean().item() == pytest.approx(mean, abs=1e-5)
+        assert x[:, c].std(correction=0).item() == pytest.approx(std, rel=1e-3)
+        n = (before[:, c] - before[:, c].mean()) / before[:, c].std(correction=0)
+        torch.testing.assert_close(x[:, c], mean + std * n, rtol=1e-3, atol=1e-4)
+    assert x.min() < 0 and x.max() > 1 and x.dtype == torch.float32
+    trained = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+    assert trained == {name: p.shape for name, p in GenerativeNetwork(6, 4, 8, 3).named_parameters()}
+    network.take((0.1,) * 3, (0.2,) * 3)
+    assert network(z).mean().item() == pytest.approx(0.1, abs=1e-5)
 
 
 def test_what_stands_for_the_data_is_not_trained_and_black_and_white_means_are_bounded():

@@ -39,7 +39,7 @@ from ..errors import UserError
 from ..losses.adversarial import activation_loss, balance_loss, kl_disagreement, l1_disagreement, sample_entropy
 from ..losses.batchnorm import bn_loss, gaussian_bn_loss
 from ..losses.kd import one_hot_loss
-from ..models.generator import ImageGenerator, StandardisedNetwork
+from ..models.generator import ImageGenerator, NormalisedNetwork, StandardisedNetwork
 from ..models.generator_files import LASTING_FILE, load_generative_network, part
 from ..models.head_input import HeadInput
 from ..models.norm_statistics import NormStatistics
@@ -47,6 +47,9 @@ from .base import Leaving, Method
 from .inversion import saved_width
 
 ADAM = {"optimizer": "adam", "lr": 2e-3, "lr_min": 0.0, "weight_decay": 0.0}  # of a student
+
+
+OUTPUTS = {"normalised": NormalisedNetwork, "standardised": StandardisedNetwork, "free": ImageGenerator}
 
 
 class Adversarial(Method):
@@ -78,8 +81,9 @@ class Adversarial(Method):
         ngf: int = knob(64, "width of the generator; lower is faster", low=1, high=2**16, unit="CHANNELS")
         g_output: str = knob(
             "standardised",
-            "standardised: images with the data's mean and standard deviation; free: as they come, with a low lr_g",
-            choices=("standardised", "free"),
+            "normalised: with the data's mean and standard deviation, as published, and pixels beyond [0, 1]; "
+            "standardised: the same within [0, 1]; free: as they come, with a low lr_g",
+            choices=(*OUTPUTS,),
         )
         lr_g: float = knob(1e-3, "learning rate of the generator; lower it where all images are alike", above=0)
         anneal_g: int | None = knob(
@@ -108,9 +112,9 @@ class Adversarial(Method):
     def _first_generator(self) -> ImageGenerator:
         """At random, or of an earlier run, as wide as it was there. Raises UserError where that does not fit."""
         context, config, (channels, *size) = self.context, self.config, self.context.spec.shape
-        path, width, kind, like_data = config.reuse_path, config.ngf, ImageGenerator, {}
-        if config.g_output == "standardised":
-            kind, like_data = StandardisedNetwork, {"mean": context.spec.mean, "std": context.spec.std}
+        path, width, kind = config.reuse_path, config.ngf, OUTPUTS[config.g_output]
+        free = config.g_output == "free"
+        like_data = {} if free else {"mean": context.spec.mean, "std": context.spec.std}
         saved = context.saved() if path else None
         if saved is not None:  # restored once all is built: the file, which may be gone, is not needed any more
             path, width = None, saved_width(saved, "conv_blocks.0.weight") or width
@@ -178,7 +182,7 @@ class Adversarial(Method):
         self.generator.eval()
         x = torch.cat([self.context.ask(self.generator, part) for part in z])
         self.generator.train()
-        return x
+        return x.clamp(0, 1)
 
     def _judged(self, x: Tensor) -> Tensor:
         """The student's logits, as a judge: it is not changed."""

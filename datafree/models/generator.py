@@ -7,6 +7,7 @@ g1 and g2 have the same architecture and independent weights; d and one of the t
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,13 +106,19 @@ class ImageGenerator(GenerativeNetwork):
         self.conv_blocks[-1] = ExactSigmoid()
 
 
+class ExactTanh(nn.Tanh):
+    """In fp32, likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
 class StandardisedNetwork(ImageGenerator):
     """g whose images have the data's mean and standard deviation, over batch and pixels, up to the sigmoid's bend.
 
         x = sigmoid(logit(mean) + std / (mean * (1 - mean)) * n),    n the last convolution's output, normalised
 
-    So are the generators of DAFL, DFAD and DFQ, whose BatchNorm gives normalised images: images cannot pale, and the
-    sigmoid cannot go blind, whatever the learning rate.
+    Images cannot pale, and the sigmoid cannot go blind, whatever the learning rate.
 
     Args:
         mean, std: of the data, a value a channel; taken as at least 0.1 from black and white, and at most 0.5.
@@ -140,6 +147,25 @@ class StandardisedNetwork(ImageGenerator):
         norm, mean = self.conv_blocks.standardised, torch.tensor(mean).clamp(0.1, 0.9)
         norm.bias.copy_(mean.logit())
         norm.weight.copy_(torch.tensor(std).clamp(max=0.5) / (mean * (1 - mean)))
+
+
+class NormalisedNetwork(StandardisedNetwork):
+    """g as DAFL, DFAD and DFQ have it: x = mean + std * n, n the tanh of the last convolution, normalised.
+
+    Pixels may leave [0, 1]: the images are for networks, clip them to look at them.
+    """
+
+    kind = "normalised generator"
+
+    def __init__(self, *how: Any, **like_data: Sequence[float]):
+        super().__init__(*how, **like_data)
+        *layers, (_, norm), _ = self.conv_blocks.named_children()
+        self.conv_blocks = nn.Sequential(OrderedDict([*layers, ("tanh", ExactTanh()), ("standardised", norm)]))
+
+    @torch.no_grad()
+    def take(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.conv_blocks.standardised.bias.copy_(torch.tensor(mean))
+        self.conv_blocks.standardised.weight.copy_(torch.tensor(std))
 
 
 class Decoder(nn.Module):
