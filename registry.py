@@ -314,7 +314,7 @@ PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     ("cmi", "digits", None, {"features": "stages"}),
     ("cmi", CIFAR, "resnet34", {"features": "stages"}),
     # Without a pool
-    (WITHOUT_POOL, DIGITS, None, {"batch_size": 32, "ngf": 16}),
+    (WITHOUT_POOL, DIGITS, None, {"batch_size": 32, "ngf": 16, "g_output": "standardised"}),
     ("dafl", CIFAR, None, {"epochs": 2000, "ep_steps": 120, "batch_size": 1024, "nz": 1000, "lr_g": 0.02}),
     ("dafl", CIFAR, None, {"lr": 0.1, "lr_steps": (0.4, 0.8), "weight_decay": 5e-4}),
     ("dafl", "cifar10", None, {"oh": 0.05, "act": 0.01}),

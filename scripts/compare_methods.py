@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if args.teacher_path:
         task += ["--teacher_path", str(args.teacher_path)]
     named = [method if ":" in method else f"{method}: --method {method}" for method in args.methods]
-    settings = {label: f"{flags} {shlex.join(task)} {args.flags}" for label, flags in split(named)}
+    settings = {label: f"{shlex.join(task)} {args.flags} {flags}" for label, flags in split(named)}
     planned = {(label, seed): flags for seed in args.seeds for label, flags in settings.items()}
     groups: Groups = {label: [] for label in settings}
     failed: dict[tuple[str, int], str] = {}
@@ -74,7 +74,7 @@ def arguments(argv: list[str]) -> object:
     parser.add_argument("--teacher_path", type=Path, metavar="FILE", help="see main.py")
     parser.add_argument("--budget_seconds", type=number(float, 1), default=60, metavar="S", help="of each run")
     parser.add_argument("--budget_teacher_passes", type=number(float, 1), metavar="N", help="of each run, instead")
-    parser.add_argument("--flags", default="", metavar="'FLAGS'", help="of main.py, for every run")
+    parser.add_argument("--flags", default="", metavar="'FLAGS'", help="of main.py, for every run; a row's own win")
     parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2], metavar="N", help="one run each")
     parser.add_argument("--jobs", type=number(int, 1), default=1, metavar="N", help="at a time; leave 1 to time them")
     parser.add_argument("--run_root", type=Path, default=Path("run"), metavar="DIR", help="where run folders are made")

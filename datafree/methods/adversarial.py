@@ -55,9 +55,9 @@ OUTPUTS = {"normalised": NormalisedNetwork, "standardised": StandardisedNetwork,
 class Adversarial(Method):
     """What the five share: a generator, its steps, fresh images. Draws from "synthesis", "distillation" and "sample".
 
-    The generator ends in a sigmoid, for pixels in [0, 1]; those of the original codes in a BatchNorm that gives
-    normalised images: without weights behind a tanh in DAFL, DFAD and DFQ, with weights in ZSKT. It stays in train mode
-    while the student learns, as in DAFL, ZSKT and DFAD; in DFQ's reference it is in eval mode then.
+    The generator ends in a BatchNorm that gives normalised images, without weights behind a tanh, as in DAFL, DFAD and
+    DFQ (in ZSKT with weights and no tanh), or with ``g_output`` in a sigmoid. It stays in train mode while the student
+    learns, as in DAFL, ZSKT and DFAD; in DFQ's reference it is in eval mode then.
 
     Attributes:
         annealed: whether lr_g falls along a cosine unless told otherwise.
@@ -80,7 +80,7 @@ class Adversarial(Method):
         nz: int = knob(256, "length of the noise vector z", low=1, high=2**16, unit="N")
         ngf: int = knob(64, "width of the generator; lower is faster", low=1, high=2**16, unit="CHANNELS")
         g_output: str = knob(
-            "standardised",
+            "normalised",
             "normalised: with the data's mean and standard deviation, as published, and pixels beyond [0, 1]; "
             "standardised: the same within [0, 1]; free: as they come, with a low lr_g",
             choices=(*OUTPUTS,),
