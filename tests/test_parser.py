@@ -58,6 +58,13 @@ def test_mixed_spellings_and_an_equals_sign_work_and_values_keep_their_hyphens()
     assert values.teacher_path == Path("x-y/z_w.pth")
 
 
+def test_a_value_may_be_flags_of_another_program():
+    parser = Parser("x.py", "")
+    parser.add_argument("--more_flags")
+    for line in (["--more-flags", "--img-size 3 --no-flip -x"], ["--more_flags=--img-size 3 --no-flip -x"]):
+        assert parser.parse_args(line).more_flags == "--img-size 3 --no-flip -x"
+
+
 def test_flags_with_two_names_have_one_value():
     assert resolve("--epoch 7").epochs == resolve("--epochs 7").epochs == 7 and resolve("--hard-loss").hl
     assert resolve("--model resnet34 --batch-size 256 --epoch 200", program="train_scratch.py").epochs == 200

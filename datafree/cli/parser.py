@@ -170,7 +170,7 @@ class _Tuple(argparse.Action):
 
 
 def _underscored(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
     flag, equals, value = argument.partition("=")
+    if not flag.startswith("--") or " " in flag:  # a value may be flags of another program
+        return argument
     return "--" + flag[2:].replace("-", "_") + equals + value
