@@ -63,6 +63,13 @@ def test_a_part_is_tried_until_it_says_something_and_not_in_its_first_call(monke
     assert Trial(costs, Compute(CPU, False, ""), 0.0)(work, 0) == pytest.approx((0.3, 5)) and len(calls) == 2
 
 
+def test_a_part_that_takes_no_time_is_not_tried_for_ever(monkeypatch):
+    now, costs, calls = [0.0], Costs(), []
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(costs, "take", lambda: now.__setitem__(0, now[0] + 0.2) or {})
+    assert Trial(costs, Compute(CPU, False, ""), 1.0)(lambda: calls.append(1), 0) == (0, 0) and len(calls) < 6
+
+
 SHORT = ["--kd_steps", "2", "--batch_size", "8", "--precision", "fp32", *OF_RESNET8]
 PLANS = {  # flags, epochs and warm-up before; epochs and warm-up planned, passes until then, passes of an epoch more
     "aeahl_rg": (QUICK[4:], 3, 1, 6, 2, 2 * WARMUP + 4 * A_ROUND + FINISH, A_ROUND),

@@ -115,8 +115,8 @@ class Trial:
 
     def __call__(self, work: Callable[[], Any], unmeasured: int = 1) -> tuple[float, float]:
         """Seconds and teacher passes of one call; not of the first ones, which are slower, unless they take long."""
-        seconds, passes = [], []
-        while not seconds or sum(seconds) < self.enough:
+        seconds, passes, end = [], [], None
+        while end is None or time.perf_counter() < end:
             synchronise(self.compute.device)
             self.costs.take()
             began = time.perf_counter()
@@ -124,6 +124,7 @@ class Trial:
             synchronise(self.compute.device)
             took = time.perf_counter() - began
             if unmeasured == 0 or took > self.enough:
+                end = began + self.enough if end is None else end
                 seconds.append(took)
                 passes.append(teacher_passes(self.costs.take()))
             unmeasured = max(0, unmeasured - 1)
