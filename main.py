@@ -55,11 +55,13 @@ def main(argv: list[str]) -> None:
     with initialising(values.seed, "student"):
         student = registry.classifier(values.student, spec, takes["student"], download=values.download)
     test = cache(lambda: test_images(spec, values.data_root, values.download))
-    how = {"training_images": partial(spec.load, values.data_root, True, values.download)}  # read by yardsticks alone
-    how["asked"] = vars(parser.given(argv))
+    training = cache(partial(spec.load, values.data_root, True, values.download))  # read by yardsticks alone
+    how = {"training_images": training, "asked": vars(parser.given(argv))}
     networks = teacher, student
     job = prepare_planned(values, spec, *networks, method, compute, path, lambda: test()[0], began, **how)
-    report = [*parser.grouped(values), *compute.about(), job.sizes(), f"writes to: {path}"]
+    preset = registry.distillation_preset(values, method)
+    origins = parser.origins(argv, preset, values) if not values.resume else []
+    report = [*parser.grouped(values), *origins, *compute.about(), job.sizes(), f"writes to: {path}"]
     report += [*loaded.remarks, *job.remarks]
     if values.dry_run:
         print("\n".join(report))

@@ -27,6 +27,11 @@ SIZE, CLASSES, NZ, NGF = 8, 5, 6, 2  # of the small networks
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no process is left with them at the end."""
+    items.sort(key=lambda item: item.path.stem != "test_learning")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

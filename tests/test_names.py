@@ -1,5 +1,6 @@
 """Names of networks, and the input formats that come with them."""
 
+import dataclasses
 import json
 import shutil
 
@@ -137,6 +138,8 @@ def test_a_size_in_a_configuration_binds_an_untrained_network_only_where_it_take
     assert student(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert registry.classifier(f"hf:{saved}", DIGITS).img_size == (24, 24)
     assert registry.classifier(f"hf:{saved},image_size=32", DIGITS).img_size == (32, 32)
+    of_two = dataclasses.replace(DIGITS, num_classes=2)  # of which one logit tells
+    assert registry.classifier(f"hf:{saved},num_labels=1", of_two)(torch.rand(3, 3, 24, 24)).shape == (3, 2)
 
 
 @pytest.mark.slow

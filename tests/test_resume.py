@@ -1,5 +1,6 @@
 """A run that was interrupted and resumed ends bit for bit as one left alone; what is not its state is refused."""
 
+import json
 import os
 import shlex
 import shutil
@@ -10,7 +11,9 @@ import torch
 from programs import FOLDER, QUICK, Crash, at_epoch, epochs_of, error_of, few_digits, finished, json_of, run, tree  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import main
 from datafree import files
+from datafree.cli import resume
 from datafree.runs.folder import RunFolder
 from datafree.runs.snapshot import Snapshot
 from scripts.kill_test import differences
@@ -157,3 +160,18 @@ def test_a_flag_that_config_json_contradicts_is_refused_by_name_and_one_that_it_
     assert tree(tmp_path) == before
     line = ["--resume", folder, "--lr", "0.1", "--kd-steps", "2", "--device", "cpu"]
     assert "finished" in finished(line) and torch.load(folder / "last.pth", weights_only=True)["progress"]["epoch"] == 3
+
+
+def test_a_flag_that_is_newer_than_the_run_has_its_default_and_not_the_presets(half, tmp_path):
+    folder, names = shutil.copytree(half, tmp_path / half.name), ("kd_loss", "clip_grad", "at")
+    config = json_of(folder / "config.json")
+    text = json.dumps({name: value for name, value in config.items() if name not in names})
+    (folder / "config.json").write_text(text)
+    given = ["--resume", str(folder)]
+    preset = {"at": 9.0, "clip_grad": 5.0}
+    values = resume.arguments(main.command_line(given)[0], given, lambda known: preset)
+    assert (values.at, values.clip_grad, values.kd_loss) == (0, 0, "kl")
+    line = [*QUICK, "--run_root", tmp_path, "--resume"]
+    assert "--at was 0.0 in" in error_of([*line, "--at", "9"])
+    finished(line)
+    assert epochs_of(folder) == ["1", "2", "3"]

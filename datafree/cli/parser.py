@@ -128,6 +128,13 @@ class Parser(argparse.ArgumentParser):
             if names
         ]
 
+    def origins(self, argv: Sequence[str], preset: Mapping[str, Any], values: argparse.Namespace) -> list[str]:
+        """Which values the command line gives, which the preset; the others are the flags' defaults, or worked out."""
+        given, known = vars(self.given(argv)), vars(values)
+        of_preset = [name for name in preset if name not in given and name in known and known[name] == preset[name]]
+        named = {"given": list(given), "from the preset": of_preset}
+        return [f"{origin}: {' '.join(names)}" for origin, names in named.items() if names]
+
 
 def number(kind: type, low: float) -> Callable[[str], Any]:
     """A type for ``add_argument`` of scripts that have no Config: a finite number of at least ``low``."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.N
         kept = {name: parser.from_plain(name, value) for name, value in kept.items()}
     except UserError as error:
         raise UserError(f"{folder}/config.json: {error.what}", "restore it, or start anew with --overwrite") from None
-    return resolve(parser.configs, kept | vars(given), preset)
+    return resolve(parser.configs, kept | vars(given), lambda known: {})  # a flag that is new since: its default
 
 
 def run_path(parser: Parser, values: argparse.Namespace, name: str) -> Path:
@@ -81,7 +82,8 @@ def check_same(values: argparse.Namespace, path: Path, configs: Mapping[str, typ
     """Raises UserError where there is a run at ``path`` that was started with other arguments."""
     if not os.path.exists(path / "config.json"):
         return
-    config, free = read_config(path, program), free_names(configs)
+    defaults = {each.name: absolute(each.default) for config in configs.values() for each in fields(config)}
+    config, free = defaults | read_config(path, program), free_names(configs)
     for name, value in vars(values).items():
         if name not in free and name in config and not same_place(config[name], absolute(value)):
             what = f"--{name} was {config[name]} in {path}, not {value}"

@@ -1,5 +1,9 @@
 """What is asked of logits, as pure functions. Everything is computed in fp32."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,6 +29,16 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, tau: float
 def logit_distance(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """Mean of |T - S| over all logits (Fang et al. 2019): (B, C) twice -> scalar. No gradient is stopped."""
     return F.l1_loss(student_logits.float(), teacher_logits.float())
+
+
+def attention_distance(teacher_maps: Mapping[Any, Tensor], student_maps: Mapping[Any, Tensor]) -> Tensor:
+    """L_at = sum of mean (Q_T - Q_S)^2 over levels that both have, Q normalised attention maps (B, positions).
+
+    Attention transfer (Zagoruyko and Komodakis 2017) as ZSKT's code takes it, the mean over batch and positions. No
+    gradient flows into the teacher's.
+    """
+    both = [(q.detach(), student_maps[level]) for level, q in teacher_maps.items() if level in student_maps]
+    return sum((F.mse_loss(of_student, of_teacher) for of_teacher, of_student in both), torch.zeros(()))
 
 
 def hard_loss(student_logits: Tensor, labels: Tensor) -> Tensor:

@@ -271,7 +271,7 @@ class Dafl(Adversarial):
 class Zskt(Adversarial):
     """Images on which the student's answer is furthest from the teacher's (Micaelli and Storkey 2019)."""
 
-    defaults = Adversarial.defaults | {"kd_steps": 10, "clip_g": 5.0, "clip_grad": 5.0} | ADAM
+    defaults = Adversarial.defaults | {"kd_steps": 10, "clip_g": 50.0, "clip_grad": 50.0} | ADAM
     annealed = True
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The contract between the loop (api.py) and whatever makes the student's images.
+"""The contract between the loop (loop.py) and whatever makes the student's images.
 
 for epoch in run.epochs()
     for each round of the epoch

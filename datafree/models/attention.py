@@ -1,7 +1,6 @@
 """Listens to what a teacher's attention layers give."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from math import isqrt
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from ..losses.priors import patch_diversity_loss, patch_similarity
 from .classifier import Classifier
+from .listening import Listener
 
 MOST_TOKENS = 256  # of a layer that are compared with each other; chosen by us
 MOST_EXTRA = 16  # tokens before the patches, of class, distillation, registers; chosen by us
@@ -29,16 +29,17 @@ def attention_layers(network: nn.Module) -> list[nn.Module]:
     return found
 
 
-class PatchDiversity:
-    """Of a teacher's batch, while asked to listen. The teacher's forward is not changed."""
+class PatchDiversity(Listener):
+    """Of a teacher's batch, while asked to listen."""
 
     def __init__(self, teacher: Classifier):
-        self.layers, self._listening = attention_layers(teacher.network), False
+        super().__init__(teacher)
+        self.layers = attention_layers(teacher.network)
         self._heard: list[Tensor] = []
         self._maps: list[int] = []  # pixels of those that convolutions have made: of the patches, for one
-        self._hooks = [layer.register_forward_hook(self._hear) for layer in self.layers]
+        self._add([layer.register_forward_hook(self._hear) for layer in self.layers])
         convolutions = [m for m in teacher.network.modules() if isinstance(m, nn.Conv2d)] if self.layers else []
-        self._hooks += [layer.register_forward_hook(self._see) for layer in convolutions]
+        self._add([layer.register_forward_hook(self._see) for layer in convolutions])
 
     def _see(self, layer: nn.Module, args: tuple, answer: Tensor) -> None:
         if self._listening:
@@ -49,16 +50,9 @@ class PatchDiversity:
         if self._listening and isinstance(tokens, Tensor) and _holds_tokens(layer, tokens):
             self._heard.append(patch_similarity(patches(tokens, self._maps)))
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within, the teacher's forward passes leave their similarities here; outside they cost nothing."""
+    def forget(self) -> None:
         self._heard.clear()
         self._maps.clear()
-        self._listening = True
-        try:
-            yield
-        finally:
-            self._listening = False
 
     def loss(self) -> Tensor:
         """L_patch of the batch last heard."""
@@ -68,11 +62,6 @@ class PatchDiversity:
     def heard(self) -> bool:
         """Whether any layer gave tokens in the last forward pass."""
         return bool(self._heard)
-
-    def remove(self) -> None:
-        """Takes the hooks off the teacher."""
-        for hook in self._hooks:
-            hook.remove()
 
 
 def _holds_tokens(layer: nn.Module, answer: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..data.specs import Size, pair, size_text
 from ..errors import UserError
@@ -67,6 +68,7 @@ class Classifier(nn.Module):
         borrowed: whether it is somebody else's, who wants its weights left alone.
         counted: is told of every call, with the pixels; see ``engine.costs``.
         picked: which of several tensors in its answers are the logits.
+        hooks: of whoever listens to its layers; see ``models.listening``.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Classifier(nn.Module):
         self.memory_format, self.bf16, self.borrowed = torch.contiguous_format, True, False
         self.counted: Callable[[nn.Module, Tensor], None] | None = None
         self.picked: Picked = {}
+        self.hooks: list[RemovableHandle] = []
         if type(self.head) is nn.Linear:
             self.head.__class__ = ExactLinear
 
@@ -116,8 +119,11 @@ class Classifier(nn.Module):
         return self.mean.numel()
 
     def release(self) -> None:
-        """Gives the network inside back as it came: its head an ordinary linear layer. Calls are no longer counted."""
+        """Gives the network inside back as it came: its head a linear layer, nobody listens or counts."""
         self.counted = None
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
         if type(self.head) is ExactLinear:
             self.head.__class__ = nn.Linear
 

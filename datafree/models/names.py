@@ -258,7 +258,8 @@ def _transformers(
             network, info = kind.from_pretrained(place, output_loading_info=True, **local, **arguments)
             _check_whole(name, info["missing_keys"])
         else:
-            config = transformers.AutoConfig.from_pretrained(place, **local, num_labels=num_classes, **arguments)
+            told = local | {"num_labels": num_classes} | arguments
+            config = transformers.AutoConfig.from_pretrained(place, **told)
             if given.channels and hasattr(config, "num_channels") and "num_channels" not in arguments:
                 config.num_channels = given.channels
             network = with_channels(kind.from_config(config), getattr(config, "num_channels", given.channels))

@@ -1,13 +1,12 @@
-"""Listens to the inputs of a teacher's BatchNorm layers, and turns them into L_bn, or into features of images.
+"""Listens to the inputs of BatchNorm layers, and turns them into L_bn, or into features of images.
 
 blend = (1 - bn_mmt) * of this batch + bn_mmt * running average over rounds      (no average yet: this batch)
 L_bn  = losses.batchnorm.bn_loss(blend, what the layers remember)                   or another distance
 once a round: running average <- the blend of the round's last batch
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,15 +14,17 @@ from torch import Tensor, nn
 
 from ..losses.batchnorm import bn_loss, channel_moments, concatenated
 from .classifier import Classifier
+from .listening import Listener
 
 
-class NormInputs(ABC):
-    """What is kept of the inputs of a teacher's BatchNorm layers, while asked to listen. Its forward is not changed."""
+class NormInputs(Listener):
+    """What is kept of the inputs of a classifier's BatchNorm layers, while asked to listen."""
 
-    def __init__(self, teacher: Classifier):
-        self.layers, self._listening = teacher.norm_layers, False
+    def __init__(self, classifier: Classifier):
+        super().__init__(classifier)
+        self.layers = classifier.norm_layers
         self._heard: dict[nn.Module, Any] = {}  # in the order of the forward pass
-        self._hooks = [layer.register_forward_pre_hook(self._hear, with_kwargs=True) for layer in self.layers]
+        self._add([layer.register_forward_pre_hook(self._hear, with_kwargs=True) for layer in self.layers])
 
     @abstractmethod
     def kept(self, x: Tensor) -> Any:
@@ -33,25 +34,13 @@ class NormInputs(ABC):
         if self._listening:
             self._heard[layer] = self.kept(args[0] if args else kwargs["input"])
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within, the teacher's forward passes leave here what is kept of them; outside they cost nothing."""
+    def forget(self) -> None:
         self._heard.clear()
-        self._listening = True
-        try:
-            yield
-        finally:
-            self._listening = False
 
     @property
     def heard(self) -> bool:
         """Whether the last forward pass went through any of the layers."""
         return bool(self._heard)
-
-    def remove(self) -> None:
-        """Takes the hooks off the teacher."""
-        for hook in self._hooks:
-            hook.remove()
 
 
 class SpatialMeans(NormInputs):

@@ -1,4 +1,4 @@
-"""Hard targets: L_S = alpha * L_kd + beta * CE(S(x), label), label = argmax T(x)."""
+"""Hard targets: L_S = alpha * L_kd + beta * CE(S(x), label) + at * L_at, label = argmax T(x)."""
 
 from dataclasses import dataclass
 
@@ -37,9 +37,10 @@ class Hard(Soft):
 
     def loss(self, batch: Batch, student: Classifier) -> Tensor:
         lesson, config = self.lesson(batch), self.config
-        student_logits = self.context.ask(student, lesson.images)
+        student_logits, L_at = self.of_student(lesson.images, student)
         L_kd = self.distillation(lesson.teacher_logits, student_logits)
         L_hard = hard_loss(student_logits, lesson.labels)
         contradicted = (lesson.labels != lesson.teacher_logits.argmax(1)).float().mean()
         self.context.report({"loss_kd": L_kd, "loss_hard": L_hard, "label_disagreement": contradicted})
-        return config.alpha * L_kd + config.beta * L_hard
+        L_S = config.alpha * L_kd + config.beta * L_hard
+        return L_S if L_at is None else L_S + config.at * L_at
