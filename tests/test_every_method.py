@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CLASSES, SIZE, same_state, state_of, user_error
+from conftest import CLASSES, FP32, MEAN, SIZE, STD, same_state, small_context, state_of, user_error
 from programs import OF_RESNET8, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
 from test_aeahl_rg import context_of
 
@@ -14,7 +14,10 @@ from datafree.cli.flags import distillation_configs
 from datafree.cli.parser import Parser
 from datafree.data.augmentation import Augmentation
 from datafree.data.specs import TensorImages
+from datafree.engine.frozen import frozen
+from datafree.errors import UserError
 from datafree.methods.real_images import Kd, Scratch
+from datafree.models.classifier import Classifier
 from scripts.kill_test import differences
 
 SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --precision fp32"
@@ -38,6 +41,16 @@ WITHOUT_BN = "timm:vit_tiny_patch16_224,img_size=32,patch_size=16,embed_dim=8,de
 
 def line(name, *more):
     return [*SMALL.split(), "--method", name, *OF_RESNET8, *OWN[name].split(), *more]
+
+
+def small(name, context):
+    """The method, in a run of four rounds."""
+    method = registry.METHODS[name]
+    context.rounds, context.training_images = 4, few_images
+    parser = Parser("", "", distillation_configs(method, name, "soft"))
+    values = parser.resolve([*SMALL.split(), *OWN[name].split()])
+    method.complete(values)
+    return method(context, method.Config.of(values))
 
 
 def few_images():
@@ -121,17 +134,13 @@ def test_a_teacher_without_batchnorm_works_or_is_refused_in_one_line(name, tmp_p
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_round_leaves_student_and_teacher_as_they_came(name, training):
-    method, context = registry.METHODS[name], context_of()
-    context.rounds, context.training_images = 4, few_images
-    parser = Parser("", "", distillation_configs(method, name, "soft"))
-    values = parser.resolve([*SMALL.split(), *OWN[name].split()])
-    method.complete(values)
+    context = context_of()
     student, teacher = context.student.train(training), context.teacher
     student.network.fc.bias.requires_grad_(False)
     for parameter in student.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
     before = state_of(student), state_of(teacher)
-    subject = method(context, method.Config.of(values))
+    subject = small(name, context)
     for _ in range(2):
         subject.synthesize(warmup=False)
     assert same_state(state_of(student), before[0]) and same_state(state_of(teacher), before[1])
@@ -140,6 +149,25 @@ def test_a_round_leaves_student_and_teacher_as_they_came(name, training):
     assert all((p.grad == 3).all() for p in student.parameters())
     assert not any(module.training for module in teacher.modules())
     assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", registry.MODELS)
+def test_every_model_of_the_registry_teaches_with_every_method_or_is_refused_in_one_line(model):
+    channels = registry.READS[model].channels if model in registry.READS else 3
+    network = registry.MODELS[model](CLASSES)
+    teacher = frozen(Classifier(network, model, CLASSES, 32, MEAN[:channels], STD[:channels]), FP32)
+    for name in registry.METHODS:
+        context = small_context(teacher)
+        try:
+            subject = small(name, context)
+        except UserError as error:
+            assert name in ("cmi", "dfq") and not teacher.norm_layers and "BatchNorm" in str(error)
+            continue
+        batch = subject.synthesize(warmup=False)
+        x = next(iter(subject.batches(1, 4) if batch is None else [batch])).images
+        assert x.shape[1:] == (3, SIZE, SIZE) and x.isfinite().all(), name
+        assert all(value.isfinite() for value in map(torch.as_tensor, context.read().means().values())), name
 
 
 # The yardsticks
