@@ -1,7 +1,7 @@
 """Names to models, data sets, methods and published hyper-parameters.
 
-A model is one ``MODELS.add`` entry, a function of the number of classes, or such a function under ``@MODELS.register``; a
-data set is one ``DATASETS.add``, a method one ``METHODS.add``. Flags that depend on the task: ``PRESETS``.
+A model is one ``MODELS.add`` entry, a function of the number of classes, or such a function under ``@MODELS.register``;
+a data set is one ``DATASETS.add``, a method one ``METHODS.add``. Flags that depend on the task: ``PRESETS``.
 """
 
 import math
