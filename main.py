@@ -75,7 +75,7 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     known = resume.beginning(argv)
     method = method_class(known.method, registry.METHODS)
     configs = distillation_configs(method, known.method, chosen(known.hl, known.no_aea, method.targets))
-    others = flags_of_others(dict(registry.METHODS.items()), configs)
+    others = flags_of_others(registry.METHODS, configs)
     parser = Parser("main.py", "Distil a student from a teacher without data.", configs, others)
     values = resume.arguments(parser, argv, partial(registry.distillation_preset, method=method))
     parser.check(values)

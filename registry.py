@@ -1,11 +1,12 @@
 """Names to models, data sets, methods and published hyper-parameters.
 
-A model is one decorated function that takes the number of classes; its name is the function's.
-A data set is one ``DATASETS.add`` entry, a method one ``METHODS.add``; flags that depend on the task: ``PRESETS``.
+A model is one ``MODELS.add`` entry, a function of the number of classes, or such a function under ``@MODELS.register``;
+a data set is one ``DATASETS.add``, a method one ``METHODS.add``. Flags that depend on the task: ``PRESETS``.
 """
 
 import math
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,133 +66,34 @@ METHODS.add("fast_meta", FastMeta)
 METHODS.add("fast", Fast)
 METHODS.add("nayer", Nayer)
 
-MODELS = Registry("model")
+MODELS = Registry("model")  # functions of the class count
 
 
-@MODELS.register
-def wrn16_1(num_classes: int) -> nn.Module:
-    return WideResNet(16, 1, num_classes)
+def of_torchvision(name: str) -> Callable[[int], nn.Module]:
+    """That classifier, without weights."""
+    return lambda num_classes: torchvision.models.get_model(name, weights=None, num_classes=num_classes)
 
 
-@MODELS.register
-def wrn16_2(num_classes: int) -> nn.Module:
-    return WideResNet(16, 2, num_classes)
-
-
-@MODELS.register
-def wrn40_1(num_classes: int) -> nn.Module:
-    return WideResNet(40, 1, num_classes)
-
-
-@MODELS.register
-def wrn40_2(num_classes: int) -> nn.Module:
-    return WideResNet(40, 2, num_classes)
-
-
-@MODELS.register
-def resnet8(num_classes: int) -> nn.Module:
-    return CifarResNet(8, (16, 16, 32, 64), num_classes)
-
-
-@MODELS.register
-def resnet20(num_classes: int) -> nn.Module:
-    return CifarResNet(20, (16, 16, 32, 64), num_classes)
-
-
-@MODELS.register
-def resnet32(num_classes: int) -> nn.Module:
-    return CifarResNet(32, (16, 16, 32, 64), num_classes)
-
-
-@MODELS.register
-def resnet56(num_classes: int) -> nn.Module:
-    return CifarResNet(56, (16, 16, 32, 64), num_classes)
-
-
-@MODELS.register
-def resnet110(num_classes: int) -> nn.Module:
-    return CifarResNet(110, (16, 16, 32, 64), num_classes)
-
-
-@MODELS.register
-def resnet8x4(num_classes: int) -> nn.Module:
-    return CifarResNet(8, (32, 64, 128, 256), num_classes)
-
-
-@MODELS.register
-def resnet32x4(num_classes: int) -> nn.Module:
-    return CifarResNet(32, (32, 64, 128, 256), num_classes)
-
-
-@MODELS.register
-def resnet18(num_classes: int) -> nn.Module:
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes)
-
-
-@MODELS.register
-def resnet34(num_classes: int) -> nn.Module:
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes)
-
-
-@MODELS.register
-def resnet50(num_classes: int) -> nn.Module:
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes)
-
-
-@MODELS.register
-def vgg8(num_classes: int) -> nn.Module:
-    return VGG(((64,), (128,), (256,), (512,), (512,)), num_classes)
-
-
-@MODELS.register
-def vgg11(num_classes: int) -> nn.Module:
-    return VGG(((64,), (128,), (256, 256), (512, 512), (512, 512)), num_classes)
-
-
-@MODELS.register
-def vgg13(num_classes: int) -> nn.Module:
-    return VGG(((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)), num_classes)
-
-
-@MODELS.register
-def shufflenetv2(num_classes: int) -> nn.Module:
-    return ShuffleNetV2((116, 232, 464), 1024, (3, 7, 3), num_classes)
-
-
-@MODELS.register
-def mobilenetv2(num_classes: int) -> nn.Module:
-    return torchvision.models.mobilenet_v2(num_classes=num_classes)
-
-
-@MODELS.register
-def lenet5(num_classes: int) -> nn.Module:
-    return LeNet5((6, 16, 120, 84), num_classes)
-
-
-@MODELS.register
-def lenet5_half(num_classes: int) -> nn.Module:
-    return LeNet5((3, 8, 60, 42), num_classes)
-
-
-@MODELS.register
-def lenet5_bn(num_classes: int) -> nn.Module:
-    return LeNet5((6, 16, 120, 84), num_classes, batch_norm=True)
-
-
-@MODELS.register
-def resnet50_imagenet(num_classes: int) -> nn.Module:
-    return torchvision.models.resnet50(num_classes=num_classes)
-
-
-@MODELS.register
-def resnet18_imagenet(num_classes: int) -> nn.Module:
-    return torchvision.models.resnet18(num_classes=num_classes)
-
-
-@MODELS.register
-def mobilenetv2_imagenet(num_classes: int) -> nn.Module:
-    return torchvision.models.mobilenet_v2(num_classes=num_classes)
-
+for depth, widen in ((16, 1), (16, 2), (40, 1), (40, 2)):
+    MODELS.add(f"wrn{depth}_{widen}", partial(WideResNet, depth, widen))
+for depth in (8, 20, 32, 56, 110):
+    MODELS.add(f"resnet{depth}", partial(CifarResNet, depth, (16, 16, 32, 64)))
+for depth in (8, 32):
+    MODELS.add(f"resnet{depth}x4", partial(CifarResNet, depth, (32, 64, 128, 256)))
+MODELS.add("resnet18", partial(ResNet, BasicBlock, (2, 2, 2, 2)))
+MODELS.add("resnet34", partial(ResNet, BasicBlock, (3, 4, 6, 3)))
+MODELS.add("resnet50", partial(ResNet, Bottleneck, (3, 4, 6, 3)))
+MODELS.add("vgg8", partial(VGG, ((64,), (128,), (256,), (512,), (512,))))
+MODELS.add("vgg11", partial(VGG, ((64,), (128,), (256, 256), (512, 512), (512, 512))))
+MODELS.add("vgg13", partial(VGG, ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))))
+MODELS.add("shufflenetv2", partial(ShuffleNetV2, (116, 232, 464), 1024, (3, 7, 3)))
+MODELS.add("mobilenetv2", of_torchvision("mobilenet_v2"))
+MODELS.add("lenet5", partial(LeNet5, (6, 16, 120, 84)))
+MODELS.add("lenet5_half", partial(LeNet5, (3, 8, 60, 42)))
+MODELS.add("lenet5_bn", partial(LeNet5, (6, 16, 120, 84), batch_norm=True))
+MODELS.add("resnet50_imagenet", of_torchvision("resnet50"))
+MODELS.add("resnet18_imagenet", of_torchvision("resnet18"))
+MODELS.add("mobilenetv2_imagenet", of_torchvision("mobilenet_v2"))
 
 # What a network reads whatever the data are; all others are built for the data.
 READS = dict.fromkeys(("lenet5", "lenet5_half", "lenet5_bn"), InputFormat((32, 32), 1))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree.engine.device import Compute
+from datafree.engine.device import Compute, synchronise
 from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv
 
 Measure = Callable[[], object]
@@ -55,18 +55,13 @@ def timed(measures: Mapping[str, Measure], repeats: int, device: torch.device, w
     seconds: dict[str, list[float]] = {name: [] for name in measures}
     for turn in range(warm_up + repeats):
         for name, measure in measures.items():
-            _wait(device)
+            synchronise(device)
             start = time.perf_counter()
             measure()
-            _wait(device)
+            synchronise(device)
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: Times(values) for name, values in seconds.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class _PlainUpsampledConv(UpsampledConv):

@@ -106,7 +106,7 @@ def few_digits():
         return TensorImages(images.images[:64], images.labels[:64])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.DATASETS._entries, "digits", dataclasses.replace(digits, load=load))
+        patch.setitem(registry.DATASETS, "digits", dataclasses.replace(digits, load=load))
         yield
 
 

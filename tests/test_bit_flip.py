@@ -136,7 +136,7 @@ def test_random_flips_are_all_different_everywhere_and_repeatable():
 
 @pytest.mark.slow
 def test_a_few_flips_cost_a_trained_classifier_more_than_random_ones():
-    teacher = registry.resnet20(10)
+    teacher = registry.MODELS["resnet20"](10)
     load_classifier(teacher, ROOT / "checkpoints/pretrained/digits_resnet20.pth", "teacher checkpoint")
     images = load_digits(ROOT / "data", False, False)
     x = images.images.float() / 255 * 2 - 1

@@ -210,7 +210,7 @@ MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.25, 0.3)
 
 
 def test_standardised_images_have_the_datas_mean_and_deviation_before_the_sigmoid_bends_them():
-    network, z = StandardisedNetwork(6, 4, 8, 3, MEAN, STD).train(), torch.randn(32, 6)
+    network, z = StandardisedNetwork(6, 4, 8, 3, mean=MEAN, std=STD).train(), torch.randn(32, 6)
     with torch.no_grad():
         network.conv_blocks[-3].weight.mul_(50)  # whatever the last convolution gives
         network.conv_blocks[-3].bias.fill_(9)
@@ -220,7 +220,7 @@ def test_standardised_images_have_the_datas_mean_and_deviation_before_the_sigmoi
         logits = torch.logit(x[:, c].double())
         assert logits.mean().item() == pytest.approx(math.log(mean / (1 - mean)), abs=1e-3)
         assert mean * (1 - mean) * logits.std().item() == pytest.approx(std, rel=1e-2)
-    grey = StandardisedNetwork(6, 4, 8, 1, (0.5,), (0.02,)).train()(z)  # where the sigmoid is straight
+    grey = StandardisedNetwork(6, 4, 8, 1, mean=(0.5,), std=(0.02,)).train()(z)  # where the sigmoid is straight
     assert grey.mean().item() == pytest.approx(0.5, abs=1e-3) and grey.std().item() == pytest.approx(0.02, rel=0.02)
 
 
@@ -240,7 +240,8 @@ def test_normalised_images_have_exactly_the_datas_mean_and_deviation_and_pixels_
 
 
 def test_what_stands_for_the_data_is_not_trained_and_black_and_white_means_are_bounded():
-    network, plain = StandardisedNetwork(6, 4, 8, 3, (0.0, 1.0, 0.5), (1.0, 0.4, 1.0)), GenerativeNetwork(6, 4, 8, 3)
+    network = StandardisedNetwork(6, 4, 8, 3, mean=(0.0, 1.0, 0.5), std=(1.0, 0.4, 1.0))
+    plain = GenerativeNetwork(6, 4, 8, 3)
     frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
     torch.testing.assert_close(frozen["conv_blocks.standardised.weight"], torch.tensor([0.5 / 0.09, 0.4 / 0.09, 2.0]))
     torch.testing.assert_close(frozen["conv_blocks.standardised.bias"].sigmoid(), torch.tensor([0.1, 0.9, 0.5]))

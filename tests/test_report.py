@@ -259,7 +259,7 @@ def test_what_comes_from_files_is_shown_as_text_and_never_as_markup(run, monkeyp
     hostile = run.rename(run.with_name(f"{HOSTILE.replace('/', '')}'"))
     names = (HOSTILE, "$x^2$", "$\\bad{$", *"3456789")
     digits = dataclasses.replace(registry.DATASETS["digits"], class_names=names)
-    monkeypatch.setitem(registry.DATASETS._entries, "digits", digits)
+    monkeypatch.setitem(registry.DATASETS, "digits", digits)
     text = page([report := examine(hostile, registry), report])
     elements = Elements(text)
     assert not {"script", "img"} & set(elements.tags)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import first_line
 from .device import Compute
 
 OLDEST_GPU = (7, 0)  # compute capability that Triton makes kernels for
@@ -107,7 +108,7 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Output:" in lines[:-1]:
         return lines[lines.index("Output:") + 1]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)
 
 
 def _frames_compiled() -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.specs import Shape, size_text
-from ..errors import UserError, is_out_of_memory
+from ..errors import UserError, first_line, is_out_of_memory
 from ..models.classifier import Classifier
 from .device import Compute
 
@@ -66,7 +66,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         compute.place(classifier)
         why = reason(answers[False])
     except RuntimeError as error:  # weights of other ranks than images have
-        why = f"it fails ({in_its_words(error)})"
+        why = f"it fails ({first_line(error)})"
     if why:
         classifier.memory_format = torch.contiguous_format
         classifier.to(memory_format=torch.contiguous_format)
@@ -115,7 +115,7 @@ def _in_one_line(classifier: Classifier, what: str, noise: Tensor) -> Iterator[N
             raise
         size, colours = size_text(classifier.img_size), "grey" if classifier.channels == 1 else "colour"
         given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
-        raise UserError(f"{given}: {in_its_words(error)}", _remedy(classifier, what.partition(" ")[0])) from None
+        raise UserError(f"{given}: {first_line(error)}", _remedy(classifier, what.partition(" ")[0])) from None
 
 
 def _remedy(classifier: Classifier, role: str) -> str:
@@ -161,11 +161,6 @@ def _bears(classifier: Classifier, *shape: int) -> bool:
     return True
 
 
-def in_its_words(error: Exception) -> str:
-    """The first line of what a network says of itself as it fails."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def refusal(
     classifier: Classifier,
     x: Tensor,
@@ -180,7 +175,7 @@ def refusal(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"it fails ({in_its_words(error)})"
+        return f"it fails ({first_line(error)})"
     if not logits.isfinite().all():
         return "its answers are not finite"
     if expected is not None and (logits - expected).abs().max() > tolerance * expected.abs().max().clamp_min(1e-6):

@@ -63,6 +63,7 @@ class GenerativeNetwork(nn.Module):
     """
 
     kind = "generative_network"  # in the files that hold one
+    last: type[nn.Module] = nn.Sigmoid
 
     def __init__(self, nz: int = 256, ngf: int = 64, img_size: int | Size = 32, channels: int = 3):
         super().__init__()
@@ -77,7 +78,7 @@ class GenerativeNetwork(nn.Module):
             layers[str(4 * i + 3)] = nn.BatchNorm2d(widths[i + 1])
             layers[str(4 * i + 4)] = nn.LeakyReLU(0.2, inplace=True)
         layers[str(4 * upsamplings + 1)] = nn.Conv2d(ngf, channels, 3, padding=1)
-        layers[str(4 * upsamplings + 2)] = nn.Sigmoid()
+        layers[str(4 * upsamplings + 2)] = self.last()
         self.conv_blocks = nn.Sequential(layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -100,10 +101,7 @@ class ImageGenerator(GenerativeNetwork):
     """A generative network that no decoder follows: what it gives are the images, float32."""
 
     kind = "generator"
-
-    def __init__(self, nz: int = 256, ngf: int = 64, img_size: int | Size = 32, channels: int = 3):
-        super().__init__(nz, ngf, img_size, channels)
-        self.conv_blocks[-1] = ExactSigmoid()
+    last = ExactSigmoid
 
 
 class ExactTanh(nn.Tanh):
@@ -126,18 +124,10 @@ class StandardisedNetwork(ImageGenerator):
 
     kind = "standardised generator"
 
-    def __init__(
-        self,
-        nz: int,
-        ngf: int,
-        img_size: int | Size,
-        channels: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ):
-        super().__init__(nz, ngf, img_size, channels)
+    def __init__(self, *how: Any, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(*how)
         *layers, sigmoid = self.conv_blocks.named_children()
-        norm = nn.BatchNorm2d(channels).requires_grad_(False)
+        norm = nn.BatchNorm2d(len(mean)).requires_grad_(False)
         self.conv_blocks = nn.Sequential(OrderedDict([*layers, ("standardised", norm), sigmoid]))
         self.take(mean, std)
 

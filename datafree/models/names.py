@@ -24,7 +24,7 @@ from torch import nn
 
 from .. import user_code
 from ..data.specs import DatasetSpec, Size, pair
-from ..errors import UserError, nearest_names
+from ..errors import UserError, first_line, nearest_names
 from .classifier import Classifier
 
 Weights = Literal["none", "file", "own"]
@@ -265,7 +265,7 @@ def _transformers(
             network = with_channels(kind.from_config(config), getattr(config, "num_channels", given.channels))
     except OSError as error:
         remedy = "check the name" if download or folder.is_dir() else "give its folder, or --download to fetch it"
-        raise UserError(f"hf:{name} cannot be read: {str(error).strip().splitlines()[0]}", remedy) from None
+        raise UserError(f"hf:{name} cannot be read: {first_line(error)}", remedy) from None
     size = getattr(network.config, "image_size", None)
     bound = InputFormat(pair(size) if isinstance(size, int | list | tuple) else None)
     if weights == "none":
