@@ -237,6 +237,9 @@ PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     ("dfq", DIGITS, None, {"epochs": 8, "ep_steps": 160, "kd_steps": 4, "warmup": 1, "lr_g": 5e-3}),
     ("mad", CIFAR, None, {"epochs": 200, "lr": 0.1}),
     ("mad", DIGITS, None, {"epochs": 7, "ep_steps": 160, "kd_steps": 4, "lr_g": 5e-3} | ADAM | {"lr": 4e-3}),
+    # Real images
+    (("kd", "scratch"), "mnist", None, {"epochs": 12, "kd_steps": 235, "batch_size": 256, "crop_padding": 0} | ADAM),
+    ("kd", "mnist", None, {"T": 1.0}),
 ]
 
 
