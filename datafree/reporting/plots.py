@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -112,6 +112,7 @@ def draw_costs(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None:
             axes.plot(grid, values.mean(0), color=colour, linestyle=style, marker=marker, markevery=11, label=label)
             axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
         label_axes(axes, "student's accuracy (%), mean and range" if axes is panels[0] else "", over)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k: longer ones run into each other
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
     save(figure, path)
