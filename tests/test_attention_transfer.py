@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from conftest import MEAN, SIZE, STD, small_classifier, small_context, state_of, user_error
+from programs import OF_RESNET8, at_epoch, few_digits, finished, rows_of, run  # noqa: F401
 from test_aeahl_rg import bn_inputs, context_of
 from torch import nn
 
@@ -14,6 +15,7 @@ from datafree.losses.kd import attention_distance
 from datafree.models.classifier import Classifier
 from datafree.models.stage_maps import StageMaps
 from datafree.targets import Hard, Soft
+from scripts.kill_test import differences
 
 AT, B = 3.0, 4
 
@@ -38,7 +40,7 @@ def test_the_distance_is_that_of_levels_that_both_have_and_has_no_gradient_into_
     s[4, 4].requires_grad_(True)
     found = attention_distance(t, s | {(8, 8): torch.rand(2, 64)})
     found.backward()
-    assert found.item() == pytest.approx(float(((t[4, 4] - s[4, 4]) ** 2).sum() / 32), rel=1e-5)
+    assert found.item() == pytest.approx(float(((t[4, 4] - s[4, 4]).detach() ** 2).sum() / 32), rel=1e-5)
     assert t[4, 4].grad is None and s[4, 4].grad.abs().max() > 0
 
 
@@ -115,3 +117,16 @@ def test_a_student_that_is_released_has_no_hooks_and_nothing_was_changed_by_look
     assert not any(module._forward_hooks for module in context.student.network.modules())
     whole = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), "x", 5, 2, (0, 0, 0), (1, 1, 1))
     assert small_classifier(1).hooks == [] and pickle.loads(pickle.dumps(whole)).hooks == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["zskt", "noise"])
+def test_a_run_with_it_that_was_interrupted_ends_bit_identical(method, tmp_path, at_epoch):  # noqa: F811
+    flags = ["--method", method, "--at", "50", "--epochs", "3", "--warmup", "0", "--kd_steps", "2", "--ep_steps", "4"]
+    flags += ["--batch_size", "8", "--synthesis_batch_size", "8", "--precision", "fp32", *OF_RESNET8]
+    finished([*flags, "--run_root", tmp_path / "whole"])
+    at_epoch(2)
+    assert run([*flags, "--run_root", tmp_path / "cut"])[0] == 143
+    (whole,), (cut,) = (tmp_path / "whole").iterdir(), (tmp_path / "cut").iterdir()
+    finished(["--resume", cut])
+    assert differences(whole, cut) == [] and float(rows_of(cut)[-1]["loss_at"]) > 0

@@ -7,7 +7,7 @@ import signal
 import pandas as pd
 import pytest
 from conftest import ROOT, user_error
-from programs import OF_RESNET8, script
+from programs import OF_RESNET8, json_of, script
 from test_reproduce import ran  # noqa: F401 (a fixture: runs in this process)
 
 import main
@@ -85,9 +85,9 @@ def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatc
 @pytest.mark.slow
 def test_methods_are_compared_at_one_budget_with_a_table_a_file_of_numbers_and_a_plot(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    small = "--kd_steps 2 --batch_size 8 --precision fp32"
+    small = "--kd_steps 2 --batch_size 8 --precision fp32 --lr 0.3"
     task = ["--teacher", "resnet8", "--teacher_path", OF_RESNET8[3], "--run_root", str(tmp_path), "--seeds", "0", "1"]
-    own = "anew: --synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4"
+    own = "anew: --synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --lr 0.2"
     line = ["--methods", own, "scratch", "bad: --method kd --warmup 3", *task, f"--flags={small}"]
     compare = script("compare_methods")
     compare.main([*line, "--budget_teacher_passes", "500", "--name", "tiny"])
@@ -98,6 +98,8 @@ def test_methods_are_compared_at_one_budget_with_a_table_a_file_of_numbers_and_a
         and "- bad, seed 1: failed:" in text
         and "--warmup 3: kd synthesises nothing" in text
     )
+    folders = list(tmp_path.glob("anew-*"))  # a row's own flags win
+    assert len(folders) == 2 and all(json_of(folder / "config.json")["lr"] == 0.2 for folder in folders)
     assert [*numbers.method] == ["anew", "anew"] and [*numbers.seed] == [0, 1] and all(numbers.teacher_passes <= 500)
     assert all(numbers.teacher_passes > 400) and all(numbers.images_made > 0)
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
@@ -113,6 +115,7 @@ def test_accuracy_is_drawn_over_what_was_spent_by_then(run, monkeypatch):
     known = metrics.dropna(subset="accuracy")
     assert x[-1] == metrics.teacher_passes.sum() and x[0] == metrics.teacher_passes[: known.index[0] + 1].sum()
     assert (y[0], y[-1]) == (known.accuracy.iloc[0], known.accuracy.iloc[-1])
+    assert passes.xaxis.get_major_formatter()(500_000) == "500k"
     assert seconds.get_lines()[0].get_xdata()[-1] == pytest.approx(metrics.filter(regex="^seconds_").sum().sum())
 
 
