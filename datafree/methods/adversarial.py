@@ -47,8 +47,6 @@ from .base import Leaving, Method
 from .inversion import saved_width
 
 ADAM = {"optimizer": "adam", "lr": 2e-3, "lr_min": 0.0, "weight_decay": 0.0}  # of a student
-
-
 OUTPUTS = {"normalised": NormalisedNetwork, "standardised": StandardisedNetwork, "free": ImageGenerator}
 
 
@@ -106,7 +104,7 @@ class Adversarial(Method):
         self.generator = context.compute.place(self._first_generator()).train()
         self.parameters = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr_g, betas=config.adam_betas, fused=True)
-        self.steps_done, self.steps = 0, (context.rounds - context.warmup_rounds) * config.g_steps  # warm-up apart
+        self.annealed_steps, self.steps = 0, (context.rounds - context.warmup_rounds) * config.g_steps  # warm-up apart
         self.steps_to_anneal = (self.steps if self.annealed else 0) if config.anneal_g is None else config.anneal_g
 
     def _first_generator(self) -> ImageGenerator:
@@ -200,7 +198,7 @@ class Adversarial(Method):
 
     def _anneal(self, warmup: bool) -> None:
         """Sets the rate of the next step: lr_g * (1 + cos(pi * n / N)) / 2 after n of N steps, or as lr_g_steps say."""
-        done, total = self.steps_done, self.steps_to_anneal
+        done, total = self.annealed_steps, self.steps_to_anneal
         if warmup:
             return
         if self.config.lr_g_steps:
@@ -209,16 +207,16 @@ class Adversarial(Method):
             factor = (1 + math.cos(math.pi * min(done / total, 1.0))) / 2 if total else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_g * factor
-        self.steps_done += 1
+        self.annealed_steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"optimizer": self.optimizer.state_dict(), "steps_done": self.steps_done}
+        own = {"optimizer": self.optimizer.state_dict(), "annealed_steps": self.annealed_steps}
         return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steps_done = state["steps_done"]
+        self.annealed_steps = state["annealed_steps"]
 
 
 class Dafl(Adversarial):
