@@ -19,13 +19,13 @@ from argparse import Namespace
 from functools import cache, partial
 
 import registry
+from datafree import processes
 from datafree.cli import resume
 from datafree.cli.flags import distillation_configs, flags_of_others
 from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.data.specs import test_images
 from datafree.engine import device
-from datafree.engine.distribution import check_alone
 from datafree.engine.randomness import initialising
 from datafree.errors import UserError
 from datafree.job import prepare_planned, run_name
@@ -39,7 +39,7 @@ from datafree.targets import chosen
 
 def main(argv: list[str]) -> None:
     began = time.perf_counter()
-    check_alone()
+    processes.join()
     parser, values, method = command_line(argv)
     spec, compute = registry.dataset_spec(values), device.choose(values.device, values.precision)
     values.precision = compute.precision  # a resumption must not choose another
@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
     report = [*parser.grouped(values), *origins, *compute.about(), job.sizes(), f"writes to: {path}"]
     report += [*loaded.remarks, *job.remarks]
     if values.dry_run:
-        print("\n".join(report))
+        if processes.first():
+            print("\n".join(report))
         return
     images, remark = test()
     run_job(job, path, images, parser.config(values), [*report, *remark])

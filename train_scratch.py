@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import registry
-from datafree import files
+from datafree import files, processes
 from datafree.cli import resume
 from datafree.cli.flags import (
     NETWORKS,
@@ -32,8 +32,7 @@ from datafree.data.augmentation import Augmentation
 from datafree.data.specs import DatasetSpec, Images, TensorImages, test_images
 from datafree.engine import device
 from datafree.engine.device import Compute
-from datafree.engine.distribution import check_alone
-from datafree.engine.evaluation import Score, percentage_equal, predict
+from datafree.engine.evaluation import Score, part_of, percentage_equal, predict
 from datafree.engine.probe import fitted
 from datafree.engine.randomness import Streams, initialising
 from datafree.engine.training import Training
@@ -62,7 +61,7 @@ CONFIGS = {"task": TaskConfig, "training": Training.Config, "machine": MachineCo
 
 
 def main(argv: list[str]) -> None:
-    check_alone()
+    processes.join()
     parser = Parser("train_scratch.py", "Train a teacher, or a student's upper bound, on real data.", CONFIGS)
     values = resume.arguments(parser, argv, registry.training_preset)
     parser.check(values)
@@ -75,14 +74,15 @@ def main(argv: list[str]) -> None:
     remarks = fitted(model, f"model {values.model}", spec.shape, compute, values.batch_size)
     report = [*parser.grouped(values), *compute.about(), f"writes to: {path}, {values.output}", *remarks]
     if values.dry_run:
-        print("\n".join(report))
+        if processes.first():
+            print("\n".join(report))
         return
     check_output(values, path)
     train, test, remarks = load(values, spec, compute)
     report += remarks
     streams = Streams(values.seed, compute.device)
     augmentation = Augmentation(0 if train.crops else values.crop_padding, spec.flip)
-    training = Training(model, train, Training.Config.of(values), augmentation, compute, streams)
+    training = Training(model, train, Training.Config.of(values).share(), augmentation, compute, streams)
     parts = {"training": training, "streams": streams}
     with opened(path, values, parser.config(values), report, parts, compute) as run:
         if run is not None:
@@ -104,6 +104,7 @@ def load(values: Namespace, spec: DatasetSpec, compute: Compute) -> tuple[Images
     What is absent is downloaded where it can be.
     """
     train, (test, remarks) = spec.load(values.data_root, True, True), test_images(spec, values.data_root, True)
+    test = None if test is None else part_of(test)
     placed = (images.to(compute.device) if isinstance(images, TensorImages) else images for images in (train, test))
     return *placed, [*getattr(train, "remarks", ()), *remarks]
 
@@ -134,9 +135,10 @@ def leave(values: Namespace, spec: DatasetSpec, model: Classifier, run: Run) -> 
     content |= spec.classes | {"accuracy": run.progress.score.accuracy}
     content |= {"input_format": model.input_format}
     content |= {"epochs": values.epochs, "seed": values.seed}
-    values.output.parent.mkdir(parents=True, exist_ok=True)
-    files.remove_unfinished(values.output.parent, [values.output.name])
-    files.save(content, values.output)
+    if processes.first():
+        values.output.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_unfinished(values.output.parent, [values.output.name])
+        files.save(content, values.output)
     run.folder.save("student_last.pth", content)
     run.finish({})
 

@@ -12,11 +12,12 @@ import numbers
 import os
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
+from . import processes
 from .errors import UserError
 from .paths import absolute
 
@@ -88,6 +89,15 @@ class Config:
     def of(cls: type[C], values: argparse.Namespace) -> C:
         """Its own among many values."""
         return cls(**{each.name: getattr(values, each.name) for each in fields(cls)})
+
+    def share(self: C) -> C:
+        """Of one process: its part of all that counts images.
+
+        Raises:
+            UserError: for a batch that several processes cannot share out.
+        """
+        counts = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata["unit"] == "IMAGES"}
+        return replace(self, **{name: processes.share(count, name) for name, count in counts.items() if count})
 
 
 def kind_of(each: Field, config: type) -> tuple[type, int | None]:

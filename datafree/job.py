@@ -154,8 +154,9 @@ def prepare(
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
         asked=frozenset(asked),
     )
-    learner = Student(context, Student.Config.of(values), length.steps)
-    maker, aims = method(context, method.Config.of(values)), targets(context, targets.Config.of(values))
+    learner = Student(context, Student.Config.of(values).share(), length.steps)
+    maker = method(context, method.Config.of(values).share())
+    aims = targets(context, targets.Config.of(values))
     pool = make_pool(values, maker, aims, context, length) if method.pooled else None
     compiling = Compiling.chosen(compute, values.compile, values.no_compile)
     if compiling.on:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import processes
 from .cli.resume import TEACHER_CHECKSUM, check_teacher
 from .data.batch import Batch
 from .data.specs import Images
@@ -86,7 +87,8 @@ def leave(job: Job, run: Run, evaluation: Evaluation) -> None:
         run.folder.log(left.remark)
     about = {"accuracy_teacher": evaluation.accuracy_teacher, "confidence_teacher": evaluation.confidence_teacher}
     about |= {"agreement": run.progress.score.agreement}
-    about |= {"rounds": job.length.epochs * len(job.length.rounds), "images": 0 if job.pool is None else len(job.pool)}
+    images = 0 if job.pool is None else len(job.pool) * processes.size()
+    about |= {"rounds": job.length.epochs * len(job.length.rounds), "images": images}
     run.finish(about | left.summary | spent_of_budget(job, run))
 
 

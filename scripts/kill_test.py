@@ -3,6 +3,7 @@
     python scripts/kill_test.py --kills 100                                                       SIGKILL
     python scripts/kill_test.py --kills 100 --signal TERM --save_every 3 --ep_steps 4 --kd_steps 2 --hl
     python scripts/kill_test.py --kills 100 --program train_scratch.py
+    python scripts/kill_test.py --kills 20 --processes 2                                          one of two, at random
 
 until as many interruptions as asked for have hit a live process
     start the run, or resume it after the first start;  wait a random while;  send the signal
@@ -20,11 +21,13 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,7 @@ SMALL = {
     "train_scratch.py": "--model resnet8 --batch_size 512 --eval_every 2",
 }
 VARIES = ("seconds", "peak_memory", "process")  # what two equal runs may differ in
+PATIENCE = 30  # seconds that a process may take to notice that another is gone; chosen by us
 
 
 def differences(a: Path, b: Path) -> list[str]:
@@ -78,11 +82,20 @@ def _unequal(where: str, a: Any, b: Any) -> list[str]:
     return [] if type(a) is type(b) and a == b else [f"{where} is {a!r} and {b!r}"]
 
 
-def start(program: str, argv: list[str], output: Path) -> int:
-    """Forks a process that runs the program, its terminal a file. Returns its id."""
+def start(program: str, argv: list[str], output: Path, processes: int = 1) -> list[int]:
+    """Forks processes that run the program together, their terminal a file. Returns their ids."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    return [fork(program, argv, output, {**there, "RANK": str(rank)}) for rank in range(processes)]
+
+
+def fork(program: str, argv: list[str], output: Path, environment: dict[str, str]) -> int:
+    """One of them."""
     pid = os.fork()
     if pid:
         return pid
+    os.environ.update(environment)
     terminal = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
@@ -102,9 +115,27 @@ def start(program: str, argv: list[str], output: Path) -> int:
         os._exit(status)
 
 
-def wait(pid: int) -> int:
-    """The exit status; negative: the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def wait(pids: list[int], joined: Callable[[], bool] = lambda: True) -> list[int]:
+    """The exit statuses, those that are not 0 first; negative: the signal that ended it.
+
+    Where one has ended otherwise than well, the others have to notice; those that had not met yet are ended, as
+    torchrun does. Raises SystemExit where one does not notice.
+    """
+    left, statuses, since = list(pids), [], None
+    while left:
+        for pid in list(left):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                left.remove(pid)
+                statuses.append(os.waitstatus_to_exitcode(status))
+                since = since or (time.perf_counter() if statuses[-1] else None)
+        if left and since and (time.perf_counter() - since > PATIENCE or not joined()):
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            if joined():
+                raise SystemExit(f"{len(left)} processes did not notice for {PATIENCE} s that another was gone")
+        time.sleep(0.002)
+    return sorted(statuses, key=lambda status: status == 0)
 
 
 @dataclass
@@ -116,6 +147,7 @@ class Trial:
     number: int  # of the signal
     root: Path
     moments: random.Random
+    processes: int = 1
     tally: Counter = field(default_factory=Counter)
 
     def begin(self, name: str) -> tuple[Path, list[str], Path]:
@@ -130,7 +162,7 @@ class Trial:
         """The run to compare with, and how long it took."""
         root, argv, terminal = self.begin("alone")
         before = time.perf_counter()
-        if wait(start(self.program, argv, terminal)) != 0:
+        if any(wait(start(self.program, argv, terminal, self.processes))):
             raise SystemExit(terminal.read_text())
         (folder,) = root.iterdir()
         return folder, time.perf_counter() - before
@@ -140,13 +172,15 @@ class Trial:
         root, argv, terminal = self.begin(name)
         hits, status = 0, None
         while status != 0:
-            pid = start(self.program, self.command(root, argv, first=status is None), terminal)
+            command = self.command(root, argv, first=status is None)
+            pids = start(self.program, command, terminal, self.processes)
             if hits < wanted:
                 time.sleep(self.moments.uniform(0, longest))
-                os.kill(pid, self.number)
-            status = wait(pid)
+                os.kill(self.moments.choice(pids), self.number)
+            began = list(root.glob("*/status.json"))
+            status, *others = wait(pids, lambda began=began: bool(began))
             if status != 0:
-                self.check(status, root, terminal)
+                self.check(status, others, root, terminal)
                 hits += 1
         (folder,) = root.iterdir()
         return folder, hits
@@ -157,13 +191,16 @@ class Trial:
             return ["--resume", str(next(root.iterdir()))]
         return argv if first else [*argv, "--resume"]
 
-    def check(self, status: int, root: Path, terminal: Path) -> None:
-        """Raises SystemExit where the process left otherwise than an interruption may make it; counts how it did."""
+    def check(self, status: int, others: list[int], root: Path, terminal: Path) -> None:
+        """Raises SystemExit where a process left otherwise than an interruption may make it; counts how it did."""
         state = next((read_status(folder).get("state") for folder in root.glob("*")), None)
         stopped = status == 128 + self.number and state == "stopped"
-        at_once = status == -self.number or (status == 130 and self.number == signal.SIGINT)  # no handler yet, or none
-        if not stopped and not at_once:
-            raise SystemExit(f"left with status {status}, {state}:\n{terminal.read_text()}")
+        at_once = {-self.number, 130} if self.number == signal.SIGINT else {-self.number}  # no handler yet, or none
+        lost = {2} if self.processes > 1 else set()  # the other is gone
+        fitting = {status, 0, *at_once, *lost, -signal.SIGKILL}
+        if not (stopped or {status, *others} & at_once) or not {status, *others} <= fitting:
+            raise SystemExit(f"left with status {[status, *others]}, {state}:\n{terminal.read_text()}")
+        self.tally["noticed by the other"] += bool({status, *others} & lost)
         self.tally["stopped in good order"] += stopped
         self.tally["before the first state was saved"] += not any(root.glob("*/last.pth"))
         self.tally["in the middle of writing a file"] += any(any(root.glob(f"*/.{name}.*")) for name in WRITTEN)
@@ -176,6 +213,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT", "USR1"))
     parser.add_argument("--program", default="main.py", choices=tuple(PROGRAMS))
     parser.add_argument("--epochs", type=int, default=12, metavar="N", help="length of a run")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that are one run")
     parser.add_argument("--moments", type=int, default=0, metavar="SEED", help="of the moments")
     return parser.parse_known_args(argv)
 
@@ -189,7 +227,8 @@ def main(argv: list[str]) -> int:
     flags = ["--epochs", str(args.epochs), *SMALL[args.program].split(), *more]
     with tempfile.TemporaryDirectory() as root:
         moments = random.Random(args.moments)
-        trial = Trial(args.program, flags, getattr(signal, f"SIG{args.signal}"), Path(root), moments)
+        number = getattr(signal, f"SIG{args.signal}")
+        trial = Trial(args.program, flags, number, Path(root), moments, args.processes)
         alone, seconds = trial.left_alone()
         hits, runs, found = 0, 0, []
         while hits < args.kills:

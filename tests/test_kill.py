@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 LINES = {
     "KILL": "--epochs 6 --hl --p_width 4 --ep_steps 4 --kd_steps 2 --save_every 3",
     "TERM": "--epochs 5",
+    "KILL of one of two": "--epochs 4 --processes 2",
     "INT": "--epochs 3 --program train_scratch.py --batch_size 32 --precision fp32",
 }
 
@@ -21,6 +22,7 @@ LINES = {
 @pytest.mark.skipif(torch.cuda.is_available(), reason="autograd lets no process with a GPU fork: run the script itself")
 @pytest.mark.parametrize("signal", LINES)
 def test_interruptions_at_random_moments_change_nothing(signal, capfd):
-    assert kill_test.main(["--kills", "4", "--signal", signal, *LINES[signal].split()]) == 0
+    signal, line = signal.split()[0], LINES[signal]
+    assert kill_test.main(["--kills", "4", "--signal", signal, *line.split()]) == 0
     told = capfd.readouterr().out
     assert int(re.match(rf"(\d+) SIG{signal}", told)[1]) >= 4 and told.endswith(": 0 differences\n")

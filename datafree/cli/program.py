@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from .. import processes
 from ..errors import UserError, is_out_of_memory
 from ..runs.stopping import Stopped
 
@@ -22,13 +23,16 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
     try:
-        main(sys.argv[1:])
+        with processes.watched():
+            main(sys.argv[1:])
+        processes.leave()
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except Stopped as stopped:
-        with suppress(OSError):  # its terminal may be what is gone
-            print(stopped, file=sys.stderr)
+        if processes.first():
+            with suppress(OSError):  # its terminal may be what is gone
+                print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except KeyboardInterrupt:
         print("interrupted; what was saved is whole", file=sys.stderr)
@@ -49,7 +53,8 @@ def run_program(main: Callable[[list[str]], None]) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    if processes.first_to_fail():
+        print(f"error: {message}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:

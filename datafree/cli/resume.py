@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from .. import processes
 from ..configuration import Config, Preset, resolve
 from ..errors import UserError
 from ..paths import absolute, found_again, same_place
@@ -47,7 +48,10 @@ def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.N
     given = parser.given(argv)
     folder = getattr(given, "resume", None)
     if not isinstance(folder, Path):
-        return parser.resolve(argv, preset)
+        values = parser.resolve(argv, preset)
+        if processes.started_anew():
+            values.resume, values.overwrite = True, False
+        return values
     config, free = read_config(folder, parser.prog), free_names(parser.configs)
     for name, value in vars(given).items():
         if name not in free and not same_place(config.get(name), absolute(value)):

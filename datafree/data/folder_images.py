@@ -88,6 +88,10 @@ class FolderImages:
                         return path
         return None
 
+    def part(self, first: int, step: int) -> "FolderImages":
+        """See ``Images.part``."""
+        return FolderImages(self.samples[first::step], self.shape, self.workers, self.crops)
+
     def in_memory(self) -> TensorImages:
         """All of them, as ``batches`` gives them. Raises DamagedData at an image that cannot be read."""
         return TensorImages(*next(self.batches(max(1, len(self)), "cpu")))
@@ -97,7 +101,12 @@ class FolderImages:
         return self._read(range(len(self)), batch_size, device, lambda image, index: centre(image, self.size))
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, device: torch.device | str, drop_last: bool = False
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        device: torch.device | str,
+        drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """See ``Images.shuffled``. Raises DamagedData at an image that cannot be read."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -110,7 +119,7 @@ class FolderImages:
                 return centre(image, self.size)
             return random_crop(image, self.size, torch.Generator().manual_seed((seed + index) % 2**63))
 
-        return self._read(order, batch_size, device, crop)
+        return self._read(order, batch_size, device, crop, part)
 
     def _read(
         self,
@@ -118,12 +127,14 @@ class FolderImages:
         batch_size: int,
         device: torch.device | str,
         crop: Callable[[Image, int], Image],
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         pin, started = torch.device(device).type == "cuda", deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="images") as readers:
             try:
                 for first in range(0, len(order), batch_size):
-                    started.append(self._start(readers, order[first : first + batch_size], crop, pin))
+                    rows = order[first : first + batch_size][part[0] :: part[1]]
+                    started.append(self._start(readers, rows, crop, pin))
                     if len(started) > AHEAD:
                         yield _finished(*started.popleft(), device)
                 while started:

@@ -113,6 +113,12 @@ class ImagePool:
         self.size += count
         self.chunks.append(count)
 
+    def like(self, capacity: int) -> "ImagePool":
+        """An empty one for so many images of the same kind, in host memory."""
+        return ImagePool(
+            capacity, self.columns, Placement(torch.device("cpu")), self.augmentation, self.crops, self.draws
+        )
+
     def clear(self) -> None:
         """Empties the pool."""
         self.size, self.chunks = 0, []

@@ -53,16 +53,26 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def part(self, first: int, step: int) -> "Images":
+        """Every step-th image from the first on."""
+        ...
+
     def batches(self, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order: uint8 images (B, 3, H, W) and int64 labels (B,) on ``device``."""
         ...
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, device: torch.device | str, drop_last: bool = False
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        device: torch.device | str,
+        drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in an order (and with crops) that ``generator`` alone decides, in batches as above.
 
-        ``drop_last`` leaves out a short last batch, unless it is the only one.
+        ``drop_last`` leaves out a short last batch, unless it is the only one; ``part`` (first, step) takes of each
+        batch every step-th image from the first on.
         """
         ...
 
@@ -148,17 +158,27 @@ class TensorImages:
         moved.remarks = self.remarks
         return moved
 
+    def part(self, first: int, step: int) -> "TensorImages":
+        """See ``Images.part``."""
+        return TensorImages(self.images[first::step], self.labels[first::step])
+
     def batches(self, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Images.batches``."""
         for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
             yield images.to(device), labels.to(device)
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator, device: torch.device | str, drop_last: bool = False
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        device: torch.device | str,
+        drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Images.shuffled``; the order depends on the kind of device that ``generator`` lives on."""
         order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.images.device)
         if drop_last and len(order) > batch_size:
             order = order[: len(order) // batch_size * batch_size]
-        for chosen in order.split(batch_size):
+        for batch in order.split(batch_size):
+            chosen = batch[part[0] :: part[1]]
             yield self.images[chosen].to(device), self.labels[chosen].to(device)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..data.augmentation import Augmentation
 from ..data.specs import DatasetSpec, Images
 from ..models.classifier import Classifier
@@ -78,11 +79,24 @@ class Context:
         for observer in self.observers:
             observer(x.detach(), teacher_logits.detach())
 
-    def backward(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
-        """Gradients into these parameters alone, anew: what they had before is gone."""
+    def backward(self, loss: Tensor, parameters: Sequence[Tensor], own: Sequence[Tensor] = ()) -> Tensor:
+        """Gradients into these parameters alone, anew: what they had before is gone.
+
+        Args:
+            loss: a scalar, the mean over the batch (of several processes: over this one's share).
+            parameters: weights, and leaves that belong to the images of this batch alone, such as noise.
+            own: which of them are of this batch alone; what is no nn.Parameter is so anyway.
+
+        Returns:
+            The loss, without a gradient (of several processes: that of the whole batch, as the gradients are).
+        """
         for parameter in parameters:
             parameter.grad = None
         loss.backward(inputs=list(parameters))
+        shared, rest, kept = [], [], {id(leaf) for leaf in own}
+        for leaf in parameters:
+            (shared if isinstance(leaf, nn.Parameter) and id(leaf) not in kept else rest).append(leaf)
+        return processes.average(loss, shared, rest)
 
     def ask(self, network: nn.Module, x: Tensor, role: str = "generator") -> Tensor:
         """What a network gives for x (B, ...) in the run's precision: logits in fp32 for a classifier's pixels.
@@ -92,7 +106,7 @@ class Context:
             x: what it takes.
             role: what any other is counted as.
         """
-        if not isinstance(network, Classifier):
+        if not isinstance(getattr(network, "module", network), Classifier):  # one in DistributedDataParallel, too
             self.costs.count(role, network, x)
         with self.compute.autocast():
             return network(x)

@@ -9,6 +9,8 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from .. import processes
+
 MADE = "images_made"
 
 
@@ -16,7 +18,7 @@ class Costs:
     """A tally that whoever knows the purpose takes away from time to time.
 
     Names: ``<network>_forward`` and ``<network>_backward`` for teacher, student, generator and whatever else is run;
-    ``images_made``.
+    ``images_made``. Of several processes each counts for all: they do the same.
     """
 
     def __init__(self) -> None:
@@ -24,13 +26,14 @@ class Costs:
 
     def count(self, role: str, network: nn.Module, x: Tensor) -> None:
         """A forward pass of x (B, ...), and the backward pass that follows where anything in it wants a gradient."""
-        self.open[f"{role}_forward"] += len(x)
+        images = len(x) * processes.size()
+        self.open[f"{role}_forward"] += images
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in network.parameters())):
-            self.open[f"{role}_backward"] += len(x)
+            self.open[f"{role}_backward"] += images
 
     def made(self, images: int) -> None:
         """Images that the student may learn from."""
-        self.open[MADE] += images
+        self.open[MADE] += images * processes.size()
 
     def take(self) -> dict[str, int]:
         """What was counted since the last call, by name."""

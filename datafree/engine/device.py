@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from .. import processes
 from ..errors import UserError
 
 DEVICE_FILE = Path("/dev/nvidia0")  # of the first NVIDIA GPU, on Linux
@@ -44,7 +45,11 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place(self, module: Module) -> Module:
-        """Moves a network to the device, its convolution weights in channels-last order (faster on CPU and GPU)."""
+        """Moves a network to the device, its convolution weights in channels-last order (faster on CPU and GPU).
+
+        Of several processes, its BatchNorm layers see the whole batch from now on.
+        """
+        processes.see_whole_batch(module)
         return module.to(self.device, memory_format=torch.channels_last)
 
     def about(self) -> list[str]:
@@ -52,7 +57,8 @@ class Compute:
         return [f"runs on: {self}", *([f"warning: {self.warning}"] if self.warning else [])]
 
     def __str__(self) -> str:
-        return f"{self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, channels_last ({self.reason})"
+        kind = f"{self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, channels_last ({self.reason})"
+        return kind if processes.size() == 1 else f"{processes.size()} processes, the first on {kind}"
 
 
 def choose(device: str = "auto", precision: str = "auto") -> Compute:
@@ -79,6 +85,12 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
 
 
 def _device(name: str) -> torch.device:
+    which, of = processes.local()
+    if of > 1 and (name == "cuda" or (name == "auto" and _gpus())):  # a GPU each
+        if _gpus() < of:
+            what = f"{of} processes on a machine with {_gpus()} GPUs"
+            raise UserError(what, "start one a GPU (torchrun --nproc_per_node), or add --device cpu")
+        return torch.device("cuda", which)
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if _gpus() else torch.device("cpu")
     try:
@@ -90,6 +102,8 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= _gpus():
         why = "" if _gpus() else gpu_out_of_reach()
         raise UserError(f"device {name!r} is not there", why or f"{_gpus()} GPUs found; try --device auto")
+    if device.type == "cuda" and of > 1:
+        raise UserError(f"--device {name} for {of} processes on a machine", "leave it out: each takes a GPU of its own")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..data.augmentation import to_pixels
 from ..data.specs import Images, TensorImages
 from ..losses.kd import confidence
@@ -45,8 +46,15 @@ def near_chance(percent: float, num_classes: int) -> bool:
 
 
 def percentage_equal(a: Tensor, b: Tensor) -> float:
-    """Share of equal entries, in percent."""
-    return 100 * (a == b).double().mean().item()
+    """Share of equal entries, in percent; of several processes, over all of theirs."""
+    equal, count = processes.total(torch.stack([(a == b).sum(), a.new_tensor(len(a))])).tolist()
+    return 100 * (equal / count)
+
+
+def part_of(images: Images) -> Images:
+    """What this process evaluates of them: all, where they are fewer than the processes."""
+    alone = processes.size() == 1 or len(images) < processes.size()
+    return images if alone else images.part(processes.rank(), processes.size())
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,14 @@ class Evaluation:
 
     Args:
         teacher: in eval mode; its predictions on the test set are made once.
-        images: the test set, or None.
+        images: the test set, or None; several processes share it out.
         compute: device and precision.
         batch_size: images at a time.
     """
 
     def __init__(self, teacher: Classifier, images: Images | None, compute: Compute, batch_size: int = 256):
         self.teacher, self.compute, self.batch_size = teacher, compute, batch_size
+        self.count, images = (0, None) if images is None else (len(images), part_of(images))
         self.images = images.to(compute.device) if isinstance(images, TensorImages) else images
         self.accuracy_teacher = None
         if self.images is None:
@@ -84,7 +93,7 @@ class Evaluation:
         asked = ((x.argmax(1), y, confidence(x)) for x, y in answers(teacher, self.images, compute, batch_size))
         self._teacher_says, truth, sure = map(torch.cat, zip(*asked, strict=True))
         self.confidence_teacher, self.accuracy_teacher = (
-            100 * sure.mean().item(),
+            100 * processes.mean(sure.mean()).item(),
             percentage_equal(self._teacher_says, truth),
         )
 
@@ -93,7 +102,7 @@ class Evaluation:
         sure = f"mean confidence {self.confidence_teacher:.1f} %"
         if self.images is None:
             return [f"teacher: {sure} on noise (there are no test images)"]
-        count, classes = len(self.images), self.teacher.num_classes
+        count, classes = self.count, self.teacher.num_classes
         lines = [f"teacher: {self.accuracy_teacher:.2f} % of {count:,} test images, {sure}"]
         if near_chance(self.accuracy_teacher, classes):
             lines.append(

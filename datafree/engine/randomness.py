@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from .. import processes
 from ..errors import UserError
 
 HOST = "host/"  # before the name, in a saved state, of a stream that is not on the device
@@ -18,7 +19,10 @@ def seed_for(seed: int, name: str) -> int:
 
 
 class Streams:
-    """Named ``torch.Generator`` objects on one device, each made on first use from the run's seed."""
+    """Named ``torch.Generator`` objects on one device, each made on first use from the run's seed.
+
+    Of several processes each draws its own numbers, but for those that all of them share.
+    """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
         self.seed = seed
@@ -27,21 +31,29 @@ class Streams:
         self._host: Streams | None = None
 
     def __getitem__(self, name: str) -> torch.Generator:
+        return self.common(name if processes.first() else f"{name}@{processes.rank()}")
+
+    def common(self, name: str) -> torch.Generator:
+        """A stream for what every process draws alike, such as weights; by no other way to be asked for."""
         if name not in self._generators:
             self._generators[name] = torch.Generator(self.device).manual_seed(seed_for(self.seed, name))
         return self._generators[name]
 
     def again(self, name: str) -> torch.Generator:
-        """A stream at its beginning, whenever asked: what it decides depends on the seed alone."""
+        """A stream at its beginning, whenever asked, in every process: what it decides depends on the seed alone."""
         return torch.Generator(self.device).manual_seed(seed_for(self.seed, name))
 
     def on_host(self, name: str) -> torch.Generator:
         """A stream for draws that the processor itself reads: of the CPU, whatever the device; there, the same one."""
+        return self._of_host[name]
+
+    @property
+    def _of_host(self) -> "Streams":
         if self.device.type == "cpu":
-            return self[name]
+            return self
         if self._host is None:
             self._host = Streams(self.seed)
-        return self._host[name]
+        return self._host
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         states = {name: generator.get_state() for name, generator in self._generators.items()}
@@ -53,7 +65,7 @@ class Streams:
         for name, state in states.items():
             host = name.startswith(HOST)
             try:
-                (self.on_host(name.removeprefix(HOST)) if host else self[name]).set_state(state.cpu())
+                (self._of_host if host else self).common(name.removeprefix(HOST)).set_state(state.cpu())
             except RuntimeError:
                 raise UserError(
                     f"the run was not begun on a {self.device.type} device: its random numbers cannot go on there",

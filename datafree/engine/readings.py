@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..errors import check_finite
 
 
@@ -29,10 +30,14 @@ class Readings:
 
     @cached_property
     def series(self) -> dict[str, list[float]]:
-        """Every term's value of every step. Waits. Raises NotFiniteError if one became NaN or infinite."""
+        """Every term's value of every step, the mean of all processes'. Waits.
+
+        Raises:
+            NotFiniteError: if one became NaN or infinite.
+        """
         found: dict[str, list[float]] = {}
         for names, steps in self._steps.items():
-            rows = torch.stack(steps).cpu()  # (steps, terms)
+            rows = processes.mean(torch.stack(steps)).cpu()  # (steps, terms)
             check_finite(rows, names)
             for name, column in zip(names, rows.T.tolist(), strict=True):
                 found.setdefault(name, []).extend(column)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from .. import configuration
+from .. import configuration, processes
 from ..configuration import knob
 from ..data.batch import Batch
 from ..errors import UserError
@@ -71,7 +71,7 @@ class Student:
     """The network being distilled, with its optimiser and schedule.
 
     Args:
-        context: its ``student`` is trained in place.
+        context: its ``student`` is trained in place, by several processes from the mean of their gradients.
         config: the knobs.
         steps: all distillation steps of the run: the schedule's length.
     """
@@ -91,6 +91,8 @@ class Student:
 
     def __init__(self, context: Context, config: "Student.Config", steps: int):
         self.context, self.config, self.classifier = context, config, context.student
+        noise = torch.rand(2, *context.spec.shape, generator=torch.Generator().manual_seed(0))
+        self.learning = processes.sharing_gradients(self.classifier, noise.to(context.compute.device))
         self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov)
         self.scheduler = _schedule(self.optimizer, config, max(1, steps))
 
@@ -103,7 +105,7 @@ class Student:
         """That many steps."""
         self.classifier.train()
         for batch in source.batches(steps, self.config.batch_size):
-            loss = targets.loss(batch, self.classifier)
+            loss = targets.loss(batch, self.learning)
             self.optimizer.zero_grad()
             loss.backward()
             if self.config.clip_grad > 0:

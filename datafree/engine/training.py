@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
+from .. import processes
 from ..configuration import knob
 from ..data.augmentation import Augmentation, to_pixels
 from ..data.specs import Images
@@ -24,7 +25,7 @@ class Training:
     Args:
         classifier: on the device.
         images: the training set; a small one lies on the device as one tensor.
-        config: the knobs.
+        config: the knobs; its batch size is this process's share.
         augmentation: random crop and flip.
         compute: device and precision.
         streams: random streams.
@@ -59,6 +60,8 @@ class Training:
     ):
         self.classifier, self.images, self.config = classifier, images, config
         self.augmentation, self.compute, self.streams = augmentation, compute, streams
+        noise = torch.rand(2, classifier.channels, *classifier.img_size, generator=torch.Generator().manual_seed(0))
+        self.learning = processes.sharing_gradients(classifier, noise.to(compute.device))
         self.optimizer = optimiser(classifier.parameters(), config, nesterov=True)
         if config.lr_decay_milestones:
             self.scheduler = MultiStepLR(self.optimizer, config.lr_decay_milestones, gamma=0.1)
@@ -86,11 +89,15 @@ class Training:
         """
         self.classifier.train()
         rng, device = self.streams["training"], self.compute.device
+        part, order = (processes.rank(), processes.size()), rng
+        if processes.size() > 1:
+            order = self.streams.common("order")
+        whole = self.config.batch_size * processes.size()
         history, seen, lr = [], 0, self.scheduler.get_last_lr()[0]
-        for levels, labels in self.images.shuffled(self.config.batch_size, rng, device, drop_last=True):
+        for levels, labels in self.images.shuffled(whole, order, device, drop_last=True, part=part):
             x = to_pixels(self.augmentation(levels, rng))
             with self.compute.autocast():
-                logits = self.classifier(x)
+                logits = self.learning(x)
             loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad()
             loss.backward()
@@ -98,7 +105,8 @@ class Training:
             history.append(torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()]))
             seen += len(labels)
         self.scheduler.step()
-        sums = torch.stack(history).cpu()  # (steps, 2): loss and hits; the epoch's one transfer from the device
+        sums = processes.total(torch.stack(history))  # (steps, 2): loss and hits
+        sums = sums.cpu()  # the epoch's one transfer from the device
         check_finite(sums[:, :1], ["loss"])
-        loss, hits = (sums.sum(0) / seen).tolist()
+        loss, hits = (sums.sum(0) / (seen * processes.size())).tolist()
         return {"loss": loss, "accuracy_train": 100 * hits, "lr": lr}

@@ -5,6 +5,7 @@ All are to be minimised, logarithms are natural.
 
 from torch import Tensor
 
+from .. import processes
 from .kd import kl_divergence, logit_distance
 
 
@@ -29,10 +30,10 @@ def activation_loss(features: Tensor) -> Tensor:
 def balance_loss(logits: Tensor) -> Tensor:
     """L_ie = sum_c p_c log p_c, p the batch mean of softmax(logits): (B, C) -> scalar in [-log C, 0], in nats.
 
-    Lowest where all classes come equally often (Chen et al. 2019, whose code has log10: a weight w there is w / ln 10
-    here).
+    The batch is that of all processes. Lowest where all classes come equally often (Chen et al. 2019, whose code has
+    log10: a weight w there is w / ln 10 here).
     """
-    p = logits.float().softmax(1).mean(0)
+    p = processes.mean(logits.float().softmax(1).mean(0))
     return (p * p.clamp_min(1e-30).log()).sum()
 
 

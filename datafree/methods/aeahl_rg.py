@@ -134,7 +134,7 @@ class AeahlRg(MetaInversion):
         for _ in range(config.g_steps):
             x = self.context.ask(self.adapted, z)  # (B, nz) -> (B, C, H, W)
             loss = self.objective(x, y, adversarial=not warmup)
-            self.context.backward(loss, [*adapted, z])
+            loss = self.context.backward(loss, [*adapted, z])
             torch._foreach_add_(summed, [parameter.grad for parameter in adapted])
             inner_optimizer.step()
             best.keep(x, loss)

@@ -152,7 +152,7 @@ class Cmi(Method):
         for _ in range(config.g_steps):
             x = context.ask(self.generator, z)  # (B, nz) -> (B, C, H, W)
             loss, features = self.objective(x, y, adversarial=not warmup and config.adv > 0)
-            context.backward(loss, parameters + of_head)
+            loss = context.backward(loss, parameters + of_head)
             best.keep(x, loss, features)
             optimizer.step()
             self.head_optimizer.step()

@@ -89,7 +89,7 @@ class DeepInversion(Method):
         for _ in range(config.g_steps):
             pixels = self.normalise.undone(x)
             loss = self.objective(pixels, y, rng, adversarial, told)
-            context.backward(loss, [x])
+            loss = context.backward(loss, [x])
             best.keep(pixels, loss)  # before the step: the images that this loss is of
             adam.step()
             with torch.no_grad():

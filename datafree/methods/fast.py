@@ -70,7 +70,7 @@ class FastMeta(MetaInversion):
         for _ in range(config.g_steps):
             x = self.context.ask(self.adapted, z)  # (B, nz) -> (B, C, H, W)
             loss = self.objective(x, y, adversarial=not warmup)
-            self.context.backward(loss, [*adapted, z])
+            loss = self.context.backward(loss, [*adapted, z])
             torch._foreach_add_(summed, [parameter.grad for parameter in adapted])
             inner_optimizer.step()
             best.keep(x, loss)
@@ -82,7 +82,7 @@ class FastMeta(MetaInversion):
     def reset_first_layers(self) -> None:
         """Weights ~ N(0, 0.02^2), biases 0, as published; the meta step's moments stay."""
         for layer in (self.generator.l1[0], self.generator.conv_blocks[0]):
-            layer.weight.normal_(0, 0.02, generator=self.context.streams["reset"])
+            layer.weight.normal_(0, 0.02, generator=self.context.streams.common("reset"))
             layer.bias.zero_()
 
     def finish(self) -> Leaving:

@@ -83,7 +83,7 @@ class Nayer(Inversion):
     def synthesize(self, warmup: bool) -> Batch:
         config = self.config
         if self.round and config.g_life and self.round % config.g_life == 0:
-            draw_anew(self.generator, self.context.streams["reset"])
+            draw_anew(self.generator, self.context.streams.common("reset"))
         self.round += 1
         loops = config.warmup_loops if warmup else config.loops
         return Batch(torch.cat([self.invert(adversarial=not warmup) for _ in range(loops)]))
@@ -97,7 +97,7 @@ class Nayer(Inversion):
         for _ in range(config.g_steps):
             x = self.context.ask(self.generator, y)  # (B,) -> (B, C, H, W)
             loss = self.objective(x, y, adversarial)
-            self.context.backward(loss, parameters)
+            loss = self.context.backward(loss, parameters, own=self.generator.noisy)
             optimizer.step()
             best.keep(x, loss)
         self.priors.update_average()

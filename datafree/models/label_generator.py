@@ -42,6 +42,11 @@ class LabelGenerator(nn.Module):
         self.noisy_bias = nn.Parameter(torch.zeros(len(self.noisy_weight), 1, width))
         self.images = ImageGenerator(width, ngf, img_size, channels)
 
+    @property
+    def noisy(self) -> list[nn.Parameter]:
+        """Weights of the noisy layers, which are of one batch alone."""
+        return [self.noisy_weight, self.noisy_bias]
+
     @torch.no_grad()
     def draw_noise(self, rng: torch.Generator) -> None:
         """New noisy layers."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..losses.batchnorm import bn_loss, channel_moments, concatenated
 from .classifier import Classifier
 from .listening import Listener
@@ -94,7 +95,7 @@ class NormStatistics(NormInputs):
         if not self._heard:
             return self._nothing
         layers, (means, variances) = tuple(self._heard), zip(*self._heard.values(), strict=True)
-        batch = concatenated(means, variances)
+        batch = processes.whole_moments(concatenated(means, variances))
         self._blend = batch if self.average is None else torch.lerp(batch, self.average, self.momentum)
         return self.distance(self._blend, *self._remembered(layers))
 

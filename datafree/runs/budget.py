@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .. import processes
 from ..configuration import Config, knob
 from ..data.specs import Images
 from ..engine.costs import Costs, teacher_passes
@@ -116,13 +117,13 @@ class Trial:
     def __call__(self, work: Callable[[], Any], unmeasured: int = 1) -> tuple[float, float]:
         """Seconds and teacher passes of one call; not of the first ones, which are slower, unless they take long."""
         seconds, passes, end = [], [], None
-        while end is None or time.perf_counter() < end:
+        while processes.agreed(end is None or time.perf_counter() < end):
             synchronise(self.compute.device)
             self.costs.take()
             began = time.perf_counter()
             work()
             synchronise(self.compute.device)
-            took = time.perf_counter() - began
+            took = processes.agreed(time.perf_counter() - began)
             if unmeasured == 0 or took > self.enough:
                 end = began + self.enough if end is None else end
                 seconds.append(took)
@@ -163,7 +164,7 @@ def plan_within(
     on_gpu = torch.cuda.is_initialized()  # not woken for a run on the CPU
     with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else []):
         tried = prices(make(), test(), SHARE * amount if unit == "s" else 0.0)
-    seconds = time.perf_counter() - began
+    tried, seconds = processes.agreed((tried, time.perf_counter() - began))
     left = amount - seconds if unit == "s" else amount
     of_unit = Prices(*(price[unit != "s"] for price in tried))
     return Plan(*planned(left, unit, of_unit, length), seconds)

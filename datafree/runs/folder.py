@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from .. import files
 from ..errors import UserError, first_line
 from .metrics import COUNTER, Metrics
-from .snapshot import POOL_FILE, STATE_FILE
+from .snapshot import OF_PROCESSES, POOL_FILE, STATE_FILE
 
 FORMAT = 2  # of config.json and last.pth; another's runs are read, but not resumed
 LOCK_FILE, STATUS_FILE, METRICS_FILE = ".lock", "status.json", "metrics.csv"
@@ -93,8 +94,9 @@ class RunFolder:
         if not resume:
             for name in names:
                 (self.path / name).unlink(missing_ok=True)
-            for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
-                events.unlink()
+            board = (self.path / "tensorboard").glob("events.out.tfevents.*")
+            for file in itertools.chain(board, *map(self.path.glob, OF_PROCESSES)):
+                file.unlink()
             self.left = []
         self._log = open(self.path / "log.txt", "ab", buffering=0)  # noqa: SIM115 (kept open)
 

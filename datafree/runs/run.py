@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import configuration
+from .. import configuration, processes
 from ..configuration import knob
 from ..data.pool import ImagePool
 from ..engine.costs import teacher_passes
@@ -27,6 +27,7 @@ from ..engine.readings import Readings, Stopwatch
 from ..errors import check_weights_finite, not_finite_in
 from .environment import environment
 from .folder import RunFolder
+from .silent import SilentFolder
 from .snapshot import Snapshot, Stateful
 from .stopping import Stopped, StopRequests
 
@@ -102,7 +103,7 @@ class Run:
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunFolder | SilentFolder,
         snapshot: Snapshot,
         epochs: int,
         compute: Compute,
@@ -114,8 +115,8 @@ class Run:
         self.stop, self.go_on, self.every = stop or StopRequests(), go_on, period(save_every)
         self.progress = Progress()
         snapshot.parts["progress"] = self.progress
-        if folder.resumed:
-            snapshot.load()
+        for line in snapshot.load() if folder.resumed else ():
+            folder.log(line)
         self._passes = self.progress.teacher_passes
         folder.start(self.progress.epoch, self.progress.seconds_total)
         folder.status("running", epoch=self.progress.epoch, epochs=epochs)
@@ -181,7 +182,7 @@ class Run:
         progress = self.progress
         (count, in_seconds), (epoch, then) = self.every, self._saved
         due = self.folder.seconds() - then >= count if in_seconds else progress.epoch - epoch >= count
-        stopped = self.stop.received
+        due, stopped = processes.largest(processes.first() and due, self.stop.received or 0)
         if due or stopped or progress.epoch == self.total:
             for name, contents in self._files.items():
                 self.folder.save(name, contents)
@@ -227,8 +228,14 @@ def opened(
     Raises:
         UserError: where the folder cannot be used, or what is in it does not fit.
     """
-    with RunFolder(path, values.overwrite, bool(values.resume)) as folder, StopRequests() as stop:
-        if folder.complete():
+    processes.wait_for_all()  # to see the folder as it is, before it is written to
+    how = path, values.overwrite, bool(values.resume)
+    with (
+        RunFolder(*how) if processes.first() else SilentFolder(path, how[2]) as folder,
+        StopRequests() as stop,
+        processes.watched(),
+    ):
+        if processes.agreed(folder.complete()):
             yield None
             return
         folder.save_config({**config, "environment": environment(f"{compute.device}, {compute.precision}")})

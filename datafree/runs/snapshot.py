@@ -4,6 +4,10 @@
     load:  read of pool.bin what last.pth says, compare checksums, put every part's state where it was
 
 A kill between the two leaves a longer pool.bin than last.pth knows of; the next save writes over the rest.
+
+Of N processes each has a pool-N-K.bin, and all but the first write what is their own (streams, method) into one of two
+files last-N-K-a.pth and -b.pth in turn, before last.pth says which of them counts. With another number of processes the
+images are dealt out anew, and each process takes the streams of the one that had its number, or begins new ones.
 """
 
 import os
@@ -15,11 +19,13 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
-from .. import files
+from .. import files, processes
 from ..data.pool import ImagePool
 from ..errors import UserError
 
 STATE_FILE, POOL_FILE = "last.pth", "pool.bin"
+OF_PROCESSES = ("last-*-*-[ab].pth", "pool-*-*.bin")  # what several of them write
+OWN = ("streams", "method")  # parts that differ from process to process
 ANEW = "start anew with --overwrite"
 
 
@@ -29,6 +35,16 @@ class Stateful(Protocol):
     def state_dict(self) -> dict: ...
 
     def load_state_dict(self, state: dict) -> None: ...
+
+
+def pool_file(folder: Path, rank: int, size: int) -> Path:
+    """Of one of so many processes."""
+    return folder / (POOL_FILE if size == 1 else f"pool-{size}-{rank}.bin")
+
+
+def own_file(folder: Path, rank: int, size: int, turn: str) -> Path:
+    """What a process other than the first saves of its own."""
+    return folder / f"last-{size}-{rank}-{turn}.pth"
 
 
 def saved_part(folder: Path, name: str) -> Mapping[str, Any] | None:
@@ -51,47 +67,95 @@ class Snapshot:
     def __init__(self, folder: Path, parts: Mapping[str, Stateful], pool: ImagePool | None = None):
         self.folder, self.parts, self.pool = Path(folder), dict(parts), pool
         self._checksums: list[int] = []  # CRC-32 of each chunk that is in pool.bin
+        self._turn = "a"
 
     def save(self) -> None:
-        """Writes the state of now. Raises UserError where the disk is full or the folder gone; the last stays whole."""
-        content = {name: part.state_dict() for name, part in self.parts.items()}
+        """Writes the state of now. Raises UserError where the disk is full or the folder gone; the last stays whole.
+
+        Several processes call it together.
+        """
+        size, rank = processes.size(), processes.rank()
+        own = {name: part.state_dict() for name, part in self.parts.items() if name in OWN or rank == 0}
         if self.pool is not None:
             self._append()
-            content |= {"pool_chunks": list(self.pool.chunks), "pool_checksums": list(self._checksums)}
+            own |= {"pool_chunks": list(self.pool.chunks), "pool_checksums": list(self._checksums)}
         on_gpu = torch.cuda.is_initialized()  # not woken for a run on the CPU
         cuda = torch.cuda.get_rng_state_all() if on_gpu else []
-        files.save(content | {"global_rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}, self.folder / STATE_FILE)
+        own |= {"global_rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}
+        self._turn = "b" if self._turn == "a" else "a"
+        if rank > 0:
+            files.save(own, own_file(self.folder, rank, size, self._turn))
+        processes.wait_for_all()
+        if rank == 0:
+            files.save(own | {"processes": size, "turn": self._turn}, self.folder / STATE_FILE)
+        processes.wait_for_all()  # before any file of the turn before may be written over
 
-    def load(self) -> None:
+    def load(self) -> list[str]:
         """Restores every part; leaves them where nothing was saved yet.
+
+        Returns:
+            Lines for the log.
 
         Raises:
             UserError: where the files are damaged or of another run.
         """
         path = self.folder / STATE_FILE
         if not path.exists():
-            return
-        content = files.load(path, "run state")
-        if not isinstance(content, dict):
-            raise UserError(f"run state {path} is no run state", ANEW)
+            return []
+        common = _state(path)
+        size, rank, before = processes.size(), processes.rank(), common.get("processes", 1)
         try:
+            self._turn = common.get("turn", "a")
+            own = common if rank == 0 else None
+            if 0 < rank < before:
+                own = _state(own_file(self.folder, rank, before, self._turn))
             for name, part in self.parts.items():
-                part.load_state_dict(content[name])
-            torch.set_rng_state(content["global_rng"]["cpu"])
-            of_gpus = list(content["global_rng"]["cuda"])
-            if of_gpus and torch.cuda.is_initialized() and len(of_gpus) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(of_gpus)
-            if self.pool is not None:
-                self._read_pool(list(content["pool_chunks"]), list(content["pool_checksums"]))
+                if own is not None or name != "streams":  # a process that is new begins its own
+                    part.load_state_dict((own or common)[name] if name in OWN else common[name])
+            self._restore_global(own)
+            if self.pool is not None and before == size:
+                chunks, checksums = list(own["pool_chunks"]), list(own["pool_checksums"])
+                _read_pool(self.pool, pool_file(self.folder, rank, size), chunks, checksums)
+                self._checksums = checksums
+            elif self.pool is not None:
+                self._deal_out(common, before)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise UserError(f"run state {path} is of another run or version ({error!r})", ANEW) from None
+        if before == size:
+            return []
+        told = f"saved by {before} processes, goes on with {size}"
+        return [f"warning: {told}: images are dealt out anew and noise drawn otherwise, so numbers will differ"]
+
+    def _restore_global(self, own: Mapping[str, Any] | None) -> None:
+        if own is None:
+            return
+        torch.set_rng_state(own["global_rng"]["cpu"])
+        of_gpus = list(own["global_rng"]["cuda"])
+        if of_gpus and torch.cuda.is_initialized() and len(of_gpus) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(of_gpus)
+
+    def _deal_out(self, first: Mapping[str, Any], before: int) -> None:
+        """Of the images of all former processes every so many-th, as one chunk: this process's part."""
+        size, rank, seen, kept = processes.size(), processes.rank(), 0, []
+        for former in range(before):
+            own = first if former == 0 else _state(own_file(self.folder, former, before, self._turn))
+            pool = self.pool.like(sum(own["pool_chunks"]))
+            _read_pool(pool, pool_file(self.folder, former, before), own["pool_chunks"], own["pool_checksums"])
+            kept.append([rows[(rank - seen) % size :: size].clone() for rows in pool.rows(0, len(pool))])
+            seen += len(pool)
+        columns = [torch.cat(parts) for parts in zip(*kept, strict=True)]
+        self.pool.clear()
+        self.pool.extend(len(columns[0]))
+        for rows, values in zip(self.pool.rows(0, len(self.pool)), columns, strict=True):
+            rows.copy_(values)
 
     def _append(self) -> None:
         done = len(self._checksums)
         new, start = self.pool.chunks[done:], sum(self.pool.chunks[:done])
         if not new:
             return
-        path, before = self.folder / POOL_FILE, start * self.pool.bytes_per_image
+        path = pool_file(self.folder, processes.rank(), processes.size())
+        before = start * self.pool.bytes_per_image
         try:
             with open(path, "r+b" if start else "wb") as file:
                 if os.fstat(file.fileno()).st_size < before:
@@ -107,22 +171,30 @@ class Snapshot:
             raise UserError(f"cannot write {path}: {error.strerror}", "free some space, then --resume") from None
         self._checksums += checksums
 
-    def _read_pool(self, chunks: list[int], checksums: list[int]) -> None:
-        path, wanted = self.folder / POOL_FILE, sum(chunks) * self.pool.bytes_per_image
-        try:
-            found = path.stat().st_size if wanted else 0
-            if found < wanted or sum(chunks) > self.pool.capacity:
-                raise UserError(f"{path} has {found} bytes, {wanted} are wanted", ANEW)
-            self.pool.clear()
-            with open(path if wanted else os.devnull, "rb") as file:
-                for count, checksum in zip(chunks, checksums, strict=True):
-                    start = len(self.pool)
-                    self.pool.extend(count)
-                    if _read_chunk(file, self.pool.rows(start, start + count)) != checksum:
-                        raise UserError(f"{path} is damaged: a checksum in {STATE_FILE} does not hold", ANEW)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}", ANEW) from None
-        self._checksums = checksums
+
+def _state(path: Path) -> dict[str, Any]:
+    content = files.load(path, "run state")
+    if not isinstance(content, dict):
+        raise UserError(f"run state {path} is no run state", ANEW)
+    return content
+
+
+def _read_pool(pool: ImagePool, path: Path, chunks: list[int], checksums: list[int]) -> None:
+    """Into a pool, from its file. Raises UserError where that is not what it was."""
+    wanted = sum(chunks) * pool.bytes_per_image
+    try:
+        found = path.stat().st_size if wanted else 0
+        if found < wanted or sum(chunks) > pool.capacity:
+            raise UserError(f"{path} has {found} bytes, {wanted} are wanted", ANEW)
+        pool.clear()
+        with open(path if wanted else os.devnull, "rb") as file:
+            for count, checksum in zip(chunks, checksums, strict=True):
+                start = len(pool)
+                pool.extend(count)
+                if _read_chunk(file, pool.rows(start, start + count)) != checksum:
+                    raise UserError(f"{path} is damaged: a checksum in {STATE_FILE} does not hold", ANEW)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", ANEW) from None
 
 
 def _write_chunk(file: IO[bytes], columns: list[Tensor]) -> int:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import processes
 from ..configuration import knob
 from ..data.augmentation import to_levels
 from ..data.batch import Batch, Column
@@ -48,12 +49,12 @@ def perturb(P: Callable[[Tensor], Tensor], x: Tensor, bound: float, normalise: n
 
 
 def attack_loss(attacked_logits: Tensor, y_minus: Tensor) -> Tensor:
-    """log of the mean over B of CE(T(x'), y-), in fp32: (B, C) and (B,) -> scalar, the log of nats.
+    """log of the mean over B (of all processes) of CE(T(x'), y-), in fp32: (B, C) and (B,) -> scalar, the log of nats.
 
     The logarithm keeps the gradient's size as the cross-entropy falls. Where that is 0 to fp32's precision, the loss is
     constant (-15.9) with gradient 0, rather than -inf with gradient NaN.
     """
-    return F.cross_entropy(attacked_logits.float(), y_minus).clamp_min(SMALLEST_CE).log()
+    return processes.mean(F.cross_entropy(attacked_logits.float(), y_minus)).clamp_min(SMALLEST_CE).log()
 
 
 def mix(clean: Tensor, attacked: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,237 @@
+"""Several processes are one run: they find what one finds on the same batch, whatever happens to one of them."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import pytest
+import torch
+from conftest import FP32, ROOT, user_error
+from programs import FOLDER, QUICK, SMALL_SCRATCH, at_epoch, epochs_of, error_of, few_digits, finished, json_of  # noqa: F401 (fixtures)
+
+import train_scratch
+from datafree import processes
+from datafree.configuration import Config, knob
+from datafree.data.augmentation import Augmentation
+from datafree.data.batch import Batch
+from datafree.data.placement import Placement
+from datafree.data.pool import ImagePool, image_column
+from datafree.engine import device
+from datafree.engine.randomness import Streams
+from datafree.runs.snapshot import Snapshot
+from scripts.kill_test import start, wait
+
+SEVERAL = {
+    "no place to meet": "WORLD_SIZE=2 RANK=0 LOCAL_RANK=0",
+    "srun": "SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4 SLURM_NTASKS=4 SLURM_PROCID=3",
+    "srun, told by its allocation": "SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_NTASKS=2 SLURM_PROCID=0",
+    "by hand": "SLURM_NTASKS=2 SLURM_PROCID=0",
+    "Open MPI": "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1",
+    "MPICH": "PMI_SIZE=2 PMI_RANK=0",
+}
+ALONE = {
+    "nothing": "",
+    "torchrun of one": "WORLD_SIZE=1 RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=1",
+    "a size that somebody left": "WORLD_SIZE=8",
+    "no number": "WORLD_SIZE=two RANK=0",
+    "salloc": "SLURM_JOB_ID=7 SLURM_NTASKS=4",
+    "salloc and its shell": "SLURM_JOB_ID=7 SLURM_STEP_ID=9 SLURM_STEP_NUM_TASKS=1 SLURM_NTASKS=4 SLURM_PROCID=0",
+    "a batch script of four tasks": "SLURM_JOB_ID=7 SLURM_NTASKS=4 SLURM_PROCID=0 SLURM_LOCALID=0",
+}
+ROUNDING, BF16_ROUNDING = 1e-5, 0.05
+EQUAL = {  # check of together.py: how far the two may be from one
+    **{
+        f"norm {kind}": {"out": r, "gradient": r, "weights": 1e-5, "mean": 1e-6, "variance": 1e-6}
+        for kind, r in (("fp32", ROUNDING), ("bf16", BF16_ROUNDING))
+    },
+    "norm, cumulative": {"out": ROUNDING, "gradient": ROUNDING, "mean": 1e-6, "variance": 1e-6},
+    "moments": {"value": ROUNDING, "gradient": ROUNDING},
+    "class balance": ROUNDING,
+    "synthesis fp32": {"loss": ROUNDING, "theta": ROUNDING, "z": 1e-4},
+    "synthesis bf16": {"loss": BF16_ROUNDING, "theta": BF16_ROUNDING, "z": BF16_ROUNDING},
+    "distillation": {"student": ROUNDING, "apart": 0},
+    "training": ROUNDING,
+    "evaluation": 0,
+}
+DIES_ONCE = """
+import os, signal
+from datafree.methods.noise import Noise
+
+class Dies(Noise):
+    rounds = 0
+
+    def synthesize(self, warmup):
+        self.rounds += 1
+        if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"], self.rounds) == ("1", "0", 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().synthesize(warmup)
+"""
+
+
+def environment(text):
+    return dict(word.split("=") for word in text.split())
+
+
+def torchrun(folder, *line):
+    """Two processes that are started as a user starts them; gives status and what they said."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    there = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    how = {"cwd": ROOT, "env": there, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([*launcher, *map(str, line)], check=False, **how)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("together")
+    status, said = torchrun(folder, "tests/together.py", folder)
+    assert status == 0, said
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", EQUAL)
+def test_two_processes_find_what_one_finds_on_the_whole_batch(check, together):
+    most = EQUAL[check] if isinstance(EQUAL[check], dict) else {"": EQUAL[check]}
+    for found in together:
+        found = found[check] if isinstance(found[check], dict) else {"": found[check]}
+        assert {name: found[name] <= limit for name, limit in most.items()} == dict.fromkeys(most, True), found
+
+
+@pytest.mark.slow
+def test_a_weight_that_no_answer_depends_on_stops_no_student(together):
+    assert [found["unused"] for found in together] == [1, 1]
+
+
+@pytest.mark.slow
+def test_processes_agree_count_for_all_and_draw_each_its_own(together):
+    first, second = (found["plain"] for found in together)
+    assert first["agreed"] == second["agreed"] == first["largest"] == second["largest"] == 1
+    assert first["costs"] == second["costs"] == 6 and first["loss"] == second["loss"] == 0.5
+    assert second["own"] > 0 and second["common"] == 0
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_what_was_killed_and_the_run_goes_on(tmp_path):
+    (tmp_path / "own.py").write_text(DIES_ONCE)
+    line = [*QUICK, "--epochs", "4", "--method", f"{tmp_path}/own.py:Dies", "--run_root", tmp_path / "run"]
+    drop = {"--g_steps", "--nz", "--ngf"}
+    line = [word for i, word in enumerate(line) if word not in drop and line[i - 1] not in drop]
+    status, said = torchrun(tmp_path, "--max_restarts=1", "main.py", *line)
+    (folder,) = (tmp_path / "run").iterdir()
+    assert status == 0, said
+    assert "another of the 2 processes has ended" in said
+    assert epochs_of(folder) == ["1", "2", "3", "4"] and json_of(folder / "status.json")["state"] == "finished"
+    assert json_of(folder / "summary.json")["images"] == 4 * 8
+    log = (folder / "log.txt").read_text()
+    assert log.count("2 processes, the first on cpu") == 2 and log.count("finished: ") == 1
+
+
+def test_a_mistake_is_one_line_of_one_process(tmp_path):
+    said = tmp_path / "terminal.txt"
+    assert wait(start("main.py", [*QUICK, "--batch_size", "7", "--run_root", f"{tmp_path}/run"], said, 2)) == [2, 2]
+    assert said.read_text().count("\n") == 1 and "--batch_size 7 is of all 2 processes" in said.read_text()
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_run_goes_on_with_another_number_of_processes_and_says_so(after, tmp_path, at_epoch):  # noqa: F811
+    sizes = ["--batch_size", "12", "--synthesis_batch_size", "12", "--run_root", str(tmp_path / "run")]
+    line, said = [*QUICK, *sizes], tmp_path / "terminal.txt"
+    at_epoch(2)
+    assert wait(start("main.py", line, said, 2)) == [143, 143]
+    at_epoch(0)
+    assert wait(start("main.py", [*line, "--resume"], said, after)) == [0] * after
+    folder = tmp_path / "run" / FOLDER
+    assert f"saved by 2 processes, goes on with {after}" in (folder / "log.txt").read_text()
+    assert epochs_of(folder) == ["1", "2", "3"] and json_of(folder / "summary.json")["images"] == 3 * 12
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_images_are_dealt_out_anew_and_none_is_lost(after, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "wait_for_all", lambda: None)
+    columns, rng = {"images": image_column((3, 2, 2)), "labels": ((), torch.int64)}, torch.Generator()
+
+    def snapshot(rank, size):
+        pool = ImagePool(24 // size, columns, Placement(torch.device("cpu")), Augmentation(0), rng, rng)
+        return Snapshot(tmp_path, {"streams": Streams(0)}, pool)
+
+    for rank in (1, 0):
+        with patch.multiple(processes, _rank=rank, _size=2):
+            saved = snapshot(rank, 2)
+            for first in (0, 6):
+                numbers = 100 * rank + first + torch.arange(6)
+                images = (numbers / 255).view(6, 1, 1, 1).expand(-1, 3, 2, 2)
+                saved.pool.add(Batch(images, {"labels": numbers}))
+            saved.save()
+    found = []
+    for rank in range(after):
+        with patch.multiple(processes, _rank=rank, _size=after):
+            restored = snapshot(rank, after)
+            restored.load()
+            images, labels = restored.pool.rows(0, len(restored.pool))
+            assert (images == labels.view(-1, 1, 1, 1)).all() and len(labels) == 24 // after
+            found += labels.tolist()
+    assert sorted(found) == [*range(12), *range(100, 112)]
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    @dataclass(frozen=True)
+    class Knobs(Config):
+        batch_size: int = knob(12, "images", low=1, unit="IMAGES")
+        steps: int = knob(7, "others", low=1)
+
+    knobs = Knobs()
+    assert knobs.share() == knobs
+    with patch.object(processes, "_size", 4):
+        assert (knobs.share().batch_size, knobs.share().steps) == (3, 7)
+    with patch.object(processes, "_size", 5), user_error("--batch_size 12", "5 processes"):
+        knobs.share()
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with patch.multiple(processes, _rank=3, _size=4), patch.object(device, "_gpus", lambda: 2):
+        assert device._device("auto") == device._device("cuda") == torch.device("cuda:1")
+        assert device._device("cpu") == torch.device("cpu")
+        with user_error("--device cuda:0", "each takes a GPU"):
+            device._device("cuda:0")
+    with (
+        patch.multiple(processes, _rank=3, _size=4),
+        patch.object(device, "_gpus", lambda: 1),
+        user_error("2 processes on a machine with 1 GPUs"),
+    ):
+        device._device("auto")
+
+
+def test_alone_nothing_is_asked_of_torch_distributed(tmp_path, monkeypatch):
+    for name in ("init_process_group", "all_reduce", "all_gather", "broadcast", "barrier"):
+        monkeypatch.delattr(torch.distributed, name)
+    monkeypatch.delattr(torch.nn.parallel, "DistributedDataParallel")
+    assert "finished" in finished([*QUICK, "--hl", "--p_width", "4", "--run_root", tmp_path / "run"])
+    assert FP32.place(torch.nn.BatchNorm2d(3)).__class__ is torch.nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("how", SEVERAL)
+def test_processes_of_other_launchers_are_refused_in_each_with_their_number(how):
+    with user_error("processes", "torchrun"):
+        processes.join(environment(SEVERAL[how]))
+
+
+@pytest.mark.parametrize("how", ALONE)
+def test_one_process_in_whatever_surroundings_is_not(how):
+    processes.join(environment(ALONE[how]))
+    assert processes.size() == 1
+
+
+def test_both_programs_refuse_before_anything_is_written(tmp_path, monkeypatch):
+    for name, value in environment(SEVERAL["no place to meet"]).items():
+        monkeypatch.setenv(name, value)
+    root = ["--run_root", tmp_path / "run"]
+    assert "started as 2 processes (WORLD_SIZE)" in error_of([*QUICK, *root])
+    assert "started as 2 processes" in error_of([*SMALL_SCRATCH.split(), *root], train_scratch)
+    assert not list(tmp_path.iterdir())
