@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 # SIGUSR1 is what batch systems send before they take a machine away, SIGHUP comes when the terminal is closed (unless
@@ -29,10 +30,14 @@ class StopRequests:
     """Within, the first signal is remembered in ``received``; a second one interrupts at once.
 
     In another thread than the main one, which alone can ask for signals, none is received.
+
+    Args:
+        told: called at the first signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[], None] = lambda: None) -> None:
         self.received: int | None = None
+        self._told = told
 
     def __enter__(self) -> "StopRequests":
         heard = SIGNALS if threading.current_thread() is threading.main_thread() else []
@@ -50,3 +55,4 @@ class StopRequests:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
+        self._told()
