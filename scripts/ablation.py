@@ -3,21 +3,23 @@
     python scripts/ablation.py "anew: --mode anew" "fixed: --mode reuse_fix ..." --name modes --seeds 0 1 2
 
 A setting is ``label: flags``; ``{seed}`` in the flags becomes the seed. Runs that are complete are kept, others go on
-where they stopped. Interrupted, it prints what has finished. Every run's folder is named beside the table.
+where they stopped. Interrupted, it prints what has finished. Every run's folder is named beside the table. --dry_run
+prints the plan; --executor slurm makes it an array of Slurm.
 """
 
 import shlex
 import sys
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import pandas as pd
-from launching import Job, folder_of, run_queue
+from launching import Job, add_flags, folder_of, run_jobs, told
 
-from datafree.cli.parser import Parser, number
+from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.errors import UserError
 from datafree.reporting.plots import draw_groups
@@ -26,6 +28,7 @@ from datafree.reporting.tables import markdown
 from datafree.runs.stopping import Stopped
 
 Groups = dict[str, list[FinishedRun]]
+Cell = tuple[str, int]  # label, seed
 
 
 def main(argv: list[str]) -> None:
@@ -33,18 +36,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("settings", nargs="+", metavar="'LABEL: FLAGS'", help="flags of main.py; {seed} is filled in")
     parser.add_argument("--name", required=True, help="part of every run folder's name, and of table and plot")
     parser.add_argument("--title", default="", help="what this reproduces; printed above the table")
-    parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2], metavar="N", help="one run each")
-    parser.add_argument("--jobs", type=number(int, 1), default=1, metavar="N", help="runs at a time")
-    parser.add_argument("--run_root", type=Path, default=Path("run"), metavar="DIR", help="where run folders are made")
+    add_flags(parser, at_once=1)
     args = parser.parse_args(argv)
     planned = {
         (label, seed): flags.replace("{seed}", str(seed))
         for label, flags in split(args.settings)
         for seed in args.seeds
     }
+    jobs = plan(planned, args)
+    if args.dry_run:
+        print(*told(list(jobs), args), sep="\n")
+        return
     groups: Groups = {label: [] for label, _ in split(args.settings)}
     try:
-        run_all(planned, args, groups)
+        run_all(jobs, args, groups)
     except Stopped:
         print("\ninterrupted; finished so far:", flush=True)
         report(groups, args)
@@ -61,10 +66,18 @@ def split(settings: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def run_all(
-    planned: dict[tuple[str, int], str], args: object, groups: Groups, keep_going: bool = False
-) -> dict[tuple[str, int], str]:
-    """Runs what is planned, ``args.jobs`` at a time, in order; each run is in ``groups`` as it ends.
+def plan(planned: Mapping[Cell, str], args: Namespace) -> dict[Job, Cell]:
+    """The runs, in order, and whose they are; in ``planned`` the flags of each label and seed."""
+    jobs = {}
+    for (label, seed), flags in planned.items():
+        tag = f"{args.name}-{slug(label)}-s{seed}"
+        line = (*shlex.split(flags), "--seed", str(seed), "--tag", tag, "--run_root", str(args.run_root))
+        jobs[Job(tag, line, folder_of(line))] = label, seed
+    return jobs
+
+
+def run_all(jobs: Mapping[Job, Cell], args: Namespace, groups: Groups, keep_going: bool = False) -> dict[Cell, str]:
+    """Runs what is planned; each run is in ``groups`` as it ends.
 
     Returns:
         With ``keep_going`` what failed, and what it said.
@@ -72,21 +85,15 @@ def run_all(
     Raises:
         UserError: else for the first run that failed, once those under way have ended.
     """
-    labels, jobs = {}, []
-    for (label, seed), flags in planned.items():
-        tag = f"{args.name}-{slug(label)}-s{seed}"
-        line = [*shlex.split(flags), "--seed", str(seed), "--tag", tag, "--run_root", str(args.run_root)]
-        labels[tag] = label, seed
-        jobs.append(Job(tag, line, folder_of(line)))
 
-    def finished(job: Job, folder: Path) -> None:
-        print(f"done: {folder}", flush=True)
-        groups[labels[job.name][0]].append(read_run(folder))
+    def finished(job: Job) -> None:
+        print(f"done: {job.folder}", flush=True)
+        groups[jobs[job][0]].append(read_run(job.folder))
 
-    failed = run_queue(jobs, ROOT / "main.py", [{}] * args.jobs, finished, keep_going=keep_going)
+    failed = run_jobs(list(jobs), args, finished, keep_going=keep_going)
     for failure in failed.values() if not keep_going else ():
         raise UserError(failure, "mend it and call this script again; it goes on from here")
-    return {labels[name]: failure for name, failure in failed.items()}
+    return {cell: failed[job.name] for job, cell in jobs.items() if job.name in failed}
 
 
 def slug(label: str) -> str:
@@ -94,7 +101,7 @@ def slug(label: str) -> str:
     return "".join(letter if letter.isalnum() or letter in ".=" else "_" for letter in label)
 
 
-def report(groups: Groups, args: object) -> None:
+def report(groups: Groups, args: Namespace) -> None:
     """Prints the table and where its numbers come from; writes both and the plot under the run root."""
     text = "\n".join([f"**{args.title or args.name}**", "", table(groups), "", *sources(groups)])
     print(text)

@@ -5,18 +5,20 @@
 
 A method is its name or, with flags of its own, ``label: flags``. Runs that are complete are kept, others go on where
 they stopped; what cannot run on the task is named below the table with what it said. A pass is one image through the
-teacher, forward or backward, for synthesis or distillation.
+teacher, forward or backward, for synthesis or distillation. With --jobs runs share a machine: no measure of time.
 """
 
 import shlex
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import pandas as pd
-from ablation import Groups, run_all, sources, split
+from ablation import Cell, Groups, plan, run_all, sources, split
+from launching import add_flags, told
 
 from datafree.cli.parser import Parser, number
 from datafree.cli.program import run_program
@@ -50,10 +52,14 @@ def main(argv: list[str]) -> None:
     named = [method if ":" in method else f"{method}: --method {method}" for method in args.methods]
     settings = {label: f"{shlex.join(task)} {args.flags} {flags}" for label, flags in split(named)}
     planned = {(label, seed): flags for seed in args.seeds for label, flags in settings.items()}
+    jobs = plan(planned, args)
+    if args.dry_run:
+        print(*told(list(jobs), args), sep="\n")
+        return
     groups: Groups = {label: [] for label in settings}
-    failed: dict[tuple[str, int], str] = {}
+    failed: dict[Cell, str] = {}
     try:
-        failed = run_all(planned, args, groups, keep_going=True)
+        failed = run_all(jobs, args, groups, keep_going=True)
     except Stopped:
         print("\ninterrupted; finished so far:", flush=True)
         report(groups, failed, args)
@@ -63,7 +69,7 @@ def main(argv: list[str]) -> None:
         raise UserError("no run came to its end", "see what they said")
 
 
-def arguments(argv: list[str]) -> object:
+def arguments(argv: list[str]) -> Namespace:
     """Of the command line."""
     parser = Parser(prog="compare_methods.py", description="Methods on one task at one budget, over seeds.")
     text = {"metavar": "NAME"}
@@ -75,14 +81,12 @@ def arguments(argv: list[str]) -> object:
     parser.add_argument("--budget_seconds", type=number(float, 1), default=60, metavar="S", help="of each run")
     parser.add_argument("--budget_teacher_passes", type=number(float, 1), metavar="N", help="of each run, instead")
     parser.add_argument("--flags", default="", metavar="'FLAGS'", help="of main.py, for every run; a row's own win")
-    parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2], metavar="N", help="one run each")
-    parser.add_argument("--jobs", type=number(int, 1), default=1, metavar="N", help="at a time; leave 1 to time them")
-    parser.add_argument("--run_root", type=Path, default=Path("run"), metavar="DIR", help="where run folders are made")
+    add_flags(parser, at_once=1)
     parser.add_argument("--name", default="methods", help="part of every run folder's name, and of table and plot")
     return parser.parse_args(argv)
 
 
-def report(groups: Groups, failed: dict[tuple[str, int], str], args: object) -> None:
+def report(groups: Groups, failed: dict[Cell, str], args: Namespace) -> None:
     """Prints the table; writes it, as Markdown and CSV, and the plot under the run root."""
     budget = f"{args.budget_teacher_passes or args.budget_seconds:,.10g}"
     budget += " teacher passes" if args.budget_teacher_passes else " s"

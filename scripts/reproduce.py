@@ -3,14 +3,14 @@ loss, over seeds; ends in the table, with what was published beside it. Not run 
 
     python scripts/reproduce.py --dry_run
     python scripts/reproduce.py --datasets cifar10 --pairs "vgg11>resnet18" --seeds 0
+    python scripts/reproduce.py --executor slurm --slurm "partition=gpu gpus_per_node=1 time=24:00:00"
 
 reuse_common takes what the anew run of --source, without hard loss, left on the same data set and seed; those runs are
 part of the plan. Length and rates are main.py's defaults for CIFAR, the paper's. What is complete is kept, what was
-begun goes on; one run a GPU at a time.
+begun goes on; one run a GPU at a time, or two arrays of Slurm: docs/cluster.md.
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launching import Job, folder_of, run_queue
+from launching import Job, add_flags, folder_of, run_jobs, told
 
-from datafree.cli.parser import Parser, number
+from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.errors import UserError
 from datafree.models.generator_files import DECODER_FILE, GENERATOR_FILE
@@ -46,21 +46,23 @@ def main(argv: list[str]) -> None:
     jobs = plan(args)
     missing = missing_teachers(args)
     if args.dry_run:
-        print("\n".join(told(jobs, args, missing)))
+        print(*told(jobs, args), sep="\n")
+        if missing:
+            print(f"\nmissing teachers: {len(missing)}", *(": ".join(item) for item in missing.items()), sep="\n")
         return
     if missing:
         raise UserError(
             f"{len(missing)} teachers are missing: {', '.join(missing)}",
             f"train them ({'; '.join(missing.values())}), or name fewer --datasets or --pairs",
         )
-    done: list[Path] = []
+    done: list[Job] = []
 
-    def finished(_: Job, folder: Path) -> None:
-        done.append(folder)
-        print(f"done ({len(done)} of {len(jobs)}): {folder}", flush=True)
+    def finished(job: Job) -> None:
+        done.append(job)
+        print(f"done ({len(done)} of {len(jobs)}): {job.folder}", flush=True)
 
     try:
-        failed = run_queue(jobs, ROOT / "main.py", slots(args), finished, keep_going=True)
+        failed = run_jobs(jobs, args, finished, keep_going=True)
     except Stopped:
         print("\nstopped; finished so far:", flush=True)
         report(jobs, args)
@@ -79,16 +81,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     quoted = "TEACHER>STUDENT, in quotation marks, or TEACHER:STUDENT"
     parser.add_argument("--pairs", nargs="+", type=pair, default=list(map(pair, PAIRS)), metavar="PAIR", help=quoted)
     parser.add_argument("--source", type=pair, default=pair(SOURCE), metavar="PAIR", help="whose generator is reused")
-    parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2], metavar="N", help="one run each")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="auto: every GPU that is there")
-    at_once = "runs at a time (default: one a GPU; 1 without); more are dealt out to the GPUs in turn"
-    parser.add_argument("--jobs", type=number(int, 1), metavar="N", help=at_once)
-    parser.add_argument("--run_root", type=Path, default=Path("run"), metavar="DIR", help="where run folders are made")
+    add_flags(parser)
     parser.add_argument("--name", default="reproduce", help="part of every folder's name, and of the tables'")
     parser.add_argument(
         "--flags", default="", metavar="'FLAGS'", help="of main.py, for every run: --flags='--download'"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print the plan and what is missing, and stop")
     args = parser.parse_args(argv)
     for name in ("datasets", "pairs", "seeds"):
         setattr(args, name, list(dict.fromkeys(getattr(args, name))))
@@ -152,36 +150,6 @@ def missing_teachers(args: argparse.Namespace) -> dict[str, str]:
         for path, (dataset, teacher) in needed.items()
         if not path.exists()
     }
-
-
-def slots(args: argparse.Namespace) -> list[dict[str, str]]:
-    """One for each run at a time: which GPU it sees; nothing is said where the device is named or there is none."""
-    gpus = []
-    if args.device in ("auto", "cuda"):
-        import torch
-
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = [str(index) for index in range(torch.cuda.device_count())]
-        if visible is not None:
-            gpus = visible.split(",")[: len(gpus)]
-    at_once = args.jobs or max(1, len(gpus))
-    return [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {} for index in range(at_once)]
-
-
-def told(jobs: list[Job], args: argparse.Namespace, missing: dict[str, str]) -> list[str]:
-    """The plan as text: each command with what it waits for, what is complete already, and the missing teachers."""
-    lines = []
-    for each in jobs:
-        complete = (each.folder / "summary.json").exists()
-        notes = ["complete"] * complete + [f"after {each.after}"] * bool(each.after)
-        command = shlex.join(["python", "main.py", *each.flags, "--resume"])
-        lines.append(command + (f"   # {', '.join(notes)}" if notes else ""))
-    complete = sum("   # complete" in line for line in lines)
-    lines += ["", f"{len(jobs)} runs, {complete} of them complete; at a time: {len(slots(args))}"]
-    if missing:
-        lines += ["", f"missing teachers: {len(missing)}"]
-        lines += [f"{path}: {command}" for path, command in missing.items()]
-    return lines
 
 
 def report(jobs: list[Job], args: argparse.Namespace) -> None:

@@ -1,59 +1,78 @@
-"""The queue keeps order, slots and dependencies, and leaves well; a small program stands in for main.py."""
+"""Runs on this machine keep order, slots and dependencies, and leave well; a small program stands in for main.py."""
 
 import os
 import signal
+import sys
 import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
+import launching
 import pytest
-from programs import script
+import task
+from conftest import user_error
+from task import Job, Process
 
+from datafree.data.folder_images import usable_processors
 from datafree.runs.stopping import Stopped
-
-launching = script("launching")
-Job, run_queue = launching.Job, launching.run_queue
 
 PROGRAM = """
 import os, pathlib, signal, sys, time
 words = dict(zip(sys.argv[1::2], sys.argv[2::2]))  # --tag and --run_root among them
 root = pathlib.Path(words["--run_root"])
-log = lambda what: open(root / "log.txt", "a").write(f"{what} {words['--tag']} {os.environ.get('GPU')}\\n")
+log = lambda what: open(root / "log.txt", "a").write(
+    f"{what} {words['--tag']} {os.environ.get('GPU')} {os.getppid()}\\n"
+)
 def leave(number, frame):
     log("saved")
     sys.exit(130)
+before = (root / "log.txt").read_text() if (root / "log.txt").exists() else ""
 signal.signal(signal.SIGINT, leave)
 log("begun")
-time.sleep(float(words.get("--sleep", 0)))
+if f"saved {words['--tag']} " not in before:
+    time.sleep(float(words.get("--sleep", 0)))
 if "--kill" in words:
     os.kill(os.getpid(), signal.SIGKILL)
 if "--fail" in words:
     sys.exit("first line\\nerror: " + words["--fail"])
 log("ended")
+(root / words["--tag"]).mkdir()
+(root / words["--tag"] / "summary.json").write_text("{}")
 """
 
 
 @pytest.fixture
-def queue(tmp_path):
+def queue(tmp_path, monkeypatch):
     """Runs jobs; returns the failures, the folders in the order of their ends, and the lines of what happened."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.setattr(task, "PROGRAM", tmp_path / "program.py")
 
     def placed(each):
         flags = [*each.flags, "--tag", each.name, "--run_root", str(tmp_path)]
         return Job(each.name, flags, tmp_path / each.name, each.after)
 
-    def run(jobs, slots=({},), **how):
-        folders = []
+    def run(plan, slots=({},), executor="local", keep_going=False, at_once=None, options=None):
+        monkeypatch.setattr(launching, "slots", lambda *_: slots)
+        args = Namespace(executor=executor, name="test", run_root=tmp_path, jobs=at_once, slurm=options)
+        folders, jobs = [], [placed(each) for each in plan]
         try:
-            failed = run_queue(
-                [placed(each) for each in jobs], program, slots, lambda job, folder: folders.append(folder), **how
-            )
+            failed = launching.run_jobs(jobs, args, lambda job: folders.append(job.folder), keep_going)
         except Stopped as stopped:
             failed = stopped
         return failed, folders, (tmp_path / "log.txt").read_text().splitlines()
 
     return run
+
+
+def lines_of(tmp_path, what, count):
+    """Of the log, as soon as so many of them begin with that word."""
+    for _ in range(1200):
+        lines = (tmp_path / "log.txt").read_text().splitlines() if (tmp_path / "log.txt").exists() else []
+        if sum(line.startswith(what) for line in lines) >= count:
+            return lines
+        time.sleep(0.05)
+    raise TimeoutError(what)
 
 
 def job(name, *flags, after=None):
@@ -94,10 +113,7 @@ def test_without_keep_going_nothing_is_begun_after_a_failure(queue):
 
 def test_a_signal_is_passed_on_once_and_the_queue_leaves_when_the_runs_have(queue, tmp_path):
     def interrupt():
-        for _ in range(600):  # until both run
-            if (tmp_path / "log.txt").exists() and (tmp_path / "log.txt").read_text().count("begun") == 2:
-                break
-            time.sleep(0.05)
+        lines_of(tmp_path, "begun", 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt)
@@ -119,6 +135,31 @@ def test_a_failure_without_a_word_is_told_by_the_status_of_its_run(queue, tmp_pa
     (tmp_path / "a" / "status.json").write_text('{"state": "running", "epoch": 7}')
     failed, _, _ = queue([job("a", "--kill", "itself")])
     assert failed["a"].endswith("ended in epoch 7, running")
+
+
+def test_a_run_that_is_asked_to_stop_before_it_has_begun_is_told_once_it_has(tmp_path):
+    process = Process([sys.executable, "-c", "import time; time.sleep(60)"])
+    process.stop()
+    assert process().status
+
+
+def test_runs_that_share_the_processors_share_their_threads_unless_the_user_has_said_how_many(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    jobs = [Job("a", ["--device", "cpu"], Path("a"))]
+
+    def threads(**more):
+        return [slot.get("OMP_NUM_THREADS") for slot in launching.slots(jobs, Namespace(slurm=None, **more))]
+
+    assert threads(jobs=None, at_once=1) == [None] and threads(jobs=None, at_once=None) == [None]
+    assert threads(jobs=2, at_once=1) == [str(max(1, usable_processors() // 2))] * 2
+    assert threads(jobs=10**4, at_once=1)[0] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads(jobs=2, at_once=1) == [None, None]
+
+
+def test_options_of_slurm_without_slurm_are_a_mistake():
+    with user_error("--executor slurm"):
+        launching.slots([], Namespace(slurm={"partition": "gpu"}))
 
 
 def test_the_folder_of_a_run_is_worked_out_from_its_flags(tmp_path):

@@ -1,6 +1,5 @@
 """The plan of the paper's figure, and the same plan run to its end on digits."""
 
-import io
 import re
 
 import launching
@@ -8,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, user_error
 from programs import SMALL, run, script
+from task import Ended
 
 import main
 
@@ -32,20 +32,20 @@ def ran(monkeypatch):
     """The command lines of the runs, in order, each run in this process; one may be told to fail, by name."""
     lines, fails = [], set()
 
-    class Ended:
-        def __init__(self, args, status):
-            self.args, self.returncode = args, status
+    class Here:
+        def __init__(self, command, variables):
+            self.flags = command[2:]
 
-        def poll(self):
-            return self.returncode
+        def __call__(self):
+            lines.append(" ".join(self.flags))
+            fails_here = launching.folder_of(self.flags).name in fails
+            status, _, said = run([*self.flags, *["--lr", "nonsense"] * fails_here], main)
+            return Ended(status, said.strip())
 
-    def start(queue, job, environment):
-        command = [str(queue.program), *job.flags, "--resume"]
-        lines.append(" ".join(command))
-        status, _, said = run([*command[1:], *["--lr", "nonsense"] * (job.name in fails)], main)
-        return Ended(["python", *command], status), io.StringIO(said)
+        def stop(self, again=False):
+            pass
 
-    monkeypatch.setattr(launching.Queue, "_start", start)
+    monkeypatch.setattr(launching, "Process", Here)
     return lines, fails
 
 
@@ -112,13 +112,28 @@ def test_a_failed_source_is_reported_with_what_waited_for_it_and_the_rest_is_run
     assert "nonsense" in printed and "| digits | wrn16_1 > resnet8 |" in printed
 
 
+@pytest.mark.slow
+def test_the_plan_as_arrays_of_slurm_needs_no_slurm_and_has_what_reuses_in_the_second(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    options = ["--slurm", "partition=gpu time=1-0 gpus_per_node=1", "--jobs", "8", "--run_root", str(tmp_path)]
+    script("reproduce").main(["--dry_run", "--executor", "slurm", *options])
+    first, second = capsys.readouterr().out.split("array 2, ")
+    common = "--job-name=reproduce --time=1440 --signal=USR2@300 --requeue --partition=gpu --gpus-per-node=1"
+    assert first.startswith(f"array 1, 60 tasks: sbatch --array=0-59%8 {common}\n  0: python main.py --mode anew")
+    assert second.startswith(f"60 tasks: sbatch --array=0-59%8 {common} --dependency=afterany:<array 1>\n")
+    assert first.count("--mode anew") == second.count("--mode reuse_common") == second.count("# after anew-") == 60
+    assert "  59: python" in second and "120 runs, 0 of them complete; at a time: 8" in second
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_gpus_are_dealt_out_one_a_run(monkeypatch):
     module = script("reproduce")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def seen(*flags):
-        return [slot.get("CUDA_VISIBLE_DEVICES") for slot in module.slots(module.arguments([*flags]))]
+        args = module.arguments(["--datasets", "digits", *PAIRS, "--seeds", "0", *flags])
+        return [slot.get("CUDA_VISIBLE_DEVICES") for slot in launching.slots(module.plan(args), args)]
 
     assert seen() == ["0", "1"] and seen("--jobs", "3") == ["0", "1", "0"] and seen("--jobs", "1") == ["0"]
     assert seen("--device", "cpu", "--jobs", "2") == [None, None] and seen("--device", "cuda:1") == [None]

@@ -70,15 +70,37 @@ def test_ablation_runs_each_setting_and_seed_once_and_says_where_each_number_is_
 def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatch, capsys):
     ablation = script("ablation")
 
-    def one_then_a_signal(jobs, *where, keep_going):
-        where[-1](jobs[0], run)
+    def one_then_a_signal(jobs, args, finished, keep_going):
+        finished(jobs[0])
         raise Stopped(signal.SIGINT, "stopped")
 
-    monkeypatch.setattr(ablation, "run_queue", one_then_a_signal)
+    monkeypatch.setattr(ablation, "run_jobs", one_then_a_signal)
+    monkeypatch.setattr(ablation, "read_run", lambda _: read_run(run))
     with pytest.raises(Stopped):
         ablation.main(["--name", "n", "--seeds", "0", "1", "--run_root", str(tmp_path), "a: --mode anew"])
     printed = capsys.readouterr().out
     assert "finished so far" in printed and "| a | 1 |" in printed and str(run) in printed
+
+
+@pytest.mark.parametrize(
+    "line", [["ablation", "kd: --method kd", "--name", "n"], ["compare_methods", "--methods", "kd"]]
+)
+def test_a_dry_run_prints_the_plan_and_makes_nothing(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    plan = [*line[1:], "--seeds", "4", "5", "--run_root", str(tmp_path), "--dry_run"]
+    script(line[0]).main(plan)
+    here = capsys.readouterr().out.splitlines()
+    assert len(here) == 4 and here[-1] == "2 runs, 0 of them complete; at a time: 1"
+    assert all(
+        text.startswith("python main.py") and f"--seed {seed}" in text
+        for seed, text in zip("45", here[:2], strict=True)
+    )
+    script(line[0]).main([*plan, "--executor", "slurm"])
+    array, *tasks = capsys.readouterr().out.splitlines()
+    assert array.startswith("array 1, 2 tasks: sbatch --array=0-1 ") and tasks[:2] == [
+        f"  {n}: {here[n]}" for n in (0, 1)
+    ]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("ran")
