@@ -17,6 +17,7 @@ from test_launching import job, lines_of, queue  # noqa: F401 (the last: a fixtu
 
 from datafree.runs.stopping import Stopped
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Slurm is for Linux")
 SLURM = shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True, check=False).returncode == 0
 PLAN = [job("b", after="a"), job("a"), job("bad", "--fail", "no teacher"), job("c", after="bad"), job("d", after="c")]
 
@@ -53,6 +54,7 @@ def told(lines):
     return [line.split()[:2] for line in lines]
 
 
+@LINUX
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["local", "debug"])
 def test_a_level_runs_after_the_one_before_and_without_what_failed(name, queue, stand_in, tmp_path):
@@ -64,6 +66,7 @@ def test_a_level_runs_after_the_one_before_and_without_what_failed(name, queue, 
     assert told(lines)[-2:] == [["begun", "b"], ["ended", "b"]] and len(lines) == 5
 
 
+@LINUX
 @pytest.mark.slow
 def test_before_its_time_is_over_a_run_saves_once_and_is_begun_again(queue, stand_in, tmp_path):
     stand_in("local")
@@ -81,8 +84,9 @@ def test_before_its_time_is_over_a_run_saves_once_and_is_begun_again(queue, stan
     assert told(lines) == [[what, "a"] for what in ("begun", "saved", "begun", "ended")]
 
 
+@LINUX
 @pytest.mark.slow
-def test_a_run_that_slurm_ends_saves_and_is_reported_by_its_state(queue, stand_in, tmp_path):
+def test_a_run_that_slurm_ends_saves_and_is_reported_with_its_log(queue, stand_in, tmp_path):
     stand_in("local")
     end = lambda: os.kill(int(lines_of(tmp_path, "begun", 1)[0].split()[3]), signal.SIGTERM)  # noqa: E731
     thread = threading.Thread(target=end)
@@ -101,20 +105,17 @@ def test_a_task_has_left_the_queue_when_two_looks_in_a_row_do_not_find_it(monkey
     assert [departed({"12_0", "12_1"}) for _ in range(5)] == [set(), set(), set(), set(), {"12_0"}]
 
 
+@LINUX
 def test_slurms_signals_do_not_reach_a_run_that_hears_of_them_from_its_task(tmp_path):
     text = "import os, signal; [os.kill(os.getpid(), n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]"
     assert cluster.Task([sys.executable, "-c", text])() == (0, "")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="scripts of sh stand in for Slurm's programs")
+@LINUX
 def test_each_level_is_one_array_that_waits_for_the_one_before_and_stays_after_a_signal(
-    queue,
-    commands,
-    tmp_path,
-    monkeypatch,
-    capsys,
+    queue, commands, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cluster.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(cluster.Departed, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or set())
     (tmp_path / "log.txt").touch()
     options = cluster.options("partition=gpu --gpus-per-node=1 exclusive time=2:00:00")
     stopped, folders, lines = queue(PLAN, executor="slurm", at_once=8, options=options)
@@ -129,11 +130,8 @@ def test_each_level_is_one_array_that_waits_for_the_one_before_and_stays_after_a
     assert "2 runs as job 12" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="scripts of sh stand in for Slurm's programs")
-def test_a_second_call_while_the_first_is_in_the_queue_is_refused_and_so_is_what_slurm_refuses(
-    queue,
-    commands,
-):
+@LINUX
+def test_a_second_call_while_the_first_is_in_the_queue_is_refused_and_so_is_what_slurm_refuses(queue, commands):
     commands("squeue", "echo 7_0; echo 7_1; echo 8")
     with user_error("jobs called test", "scancel 7 8"):
         queue(PLAN, executor="slurm")
