@@ -7,9 +7,11 @@ import sys
 from dataclasses import dataclass
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from conftest import FP32, ROOT, user_error
+from PIL import Image
 from programs import FOLDER, QUICK, SMALL_SCRATCH, at_epoch, epochs_of, error_of, few_digits, finished, json_of  # noqa: F401 (fixtures)
 
 import train_scratch
@@ -235,3 +237,37 @@ def test_both_programs_refuse_before_anything_is_written(tmp_path, monkeypatch):
     assert "started as 2 processes (WORLD_SIZE)" in error_of([*QUICK, *root])
     assert "started as 2 processes" in error_of([*SMALL_SCRATCH.split(), *root], train_scratch)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "model"), [(64, "wrn16_1"), (224, "mobilenetv2_imagenet")])
+@pytest.mark.parametrize("count", [1, 2])
+def test_both_programs_work_at_the_sizes_of_imagenet_alone_and_by_two(size, model, count, tmp_path):
+    for split in ("train", "val"):
+        for label in range(2):
+            (tmp_path / "data" / split / str(label)).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(i).integers(0, 128, (size + 8 * i, size, 3)) + 127 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"data/{split}/{label}/{i}.jpg")
+    said, roots = tmp_path / "terminal.txt", ["--run_root", f"{tmp_path}/run", "--epochs", "2", "--batch_size", "4"]
+    data = ["--dataset", f"imagefolder:{tmp_path}/data", "--img_size", str(size), "--lr", "0.01"]
+    line = [*data, *roots, "--model", model, "--output", f"{tmp_path}/t.pth"]
+    assert wait(start("train_scratch.py", line, said, count)) == [0] * count, said.read_text()
+    small = [
+        "--warmup",
+        "1",
+        "--kd_steps",
+        "2",
+        "--synthesis_batch_size",
+        "4",
+        "--g_steps",
+        "2",
+        "--nz",
+        "8",
+        "--ngf",
+        "4",
+    ]
+    line = [*data, *roots, *small, "--teacher", model, "--student", model, "--teacher_path", f"{tmp_path}/t.pth"]
+    assert wait(start("main.py", line, said, count)) == [0] * count, said.read_text()
+    for folder in (tmp_path / "run").iterdir():
+        assert epochs_of(folder) == ["1", "2"] and json_of(folder / "summary.json")["accuracy_last"] is not None
