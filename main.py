@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     networks = teacher, student
     job = prepare_planned(values, spec, *networks, method, compute, path, lambda: test()[0], began, **how)
     preset = registry.distillation_preset(values, method)
-    origins = parser.origins(argv, preset, values) if not values.resume else []
+    origins = parser.origins(argv, registry.preset_name(values), preset, values) if not values.resume else []
     report = [*parser.grouped(values), *origins, *compute.about(), job.sizes(), f"writes to: {path}"]
     report += [*loaded.remarks, *job.remarks]
     if values.dry_run:

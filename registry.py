@@ -182,65 +182,69 @@ def classifier(
 CIFAR, DIGITS = ("cifar10", "cifar100"), ("digits", "digits100")
 FASTS, LIKE_CMI = ("fast_meta", "fast"), ("cmi", "deepinversion", "noise")
 LIKE_FAST, WITHOUT_POOL = ("aeahl_rg", *FASTS), ("dafl", "zskt", "dfad", "dfq", "mad")
+POOLED, NATURAL = (*LIKE_FAST, "nayer", *LIKE_CMI), (*CIFAR, "svhn", "imagefolder")
 Names = str | tuple[str, ...] | None
 
-# Flags of main.py by (method, data set, teacher): one name, several, or None for any; later rows win. Those of CIFAR,
-# Tiny-ImageNet and MNIST are the papers' and their codes' (docs/methods.md), as are the flags' own defaults; those of
-# the digits were chosen by us for two CPU cores.
-PRESETS: list[tuple[Names, Names, Names, dict[str, Any]]] = [
-    # Data sets. ImageNet's 50,000 test images are read and decoded at every evaluation: at most twenty times a run.
-    (None, "digits", None, {"epochs": 40, "kd_steps": 60, "warmup": 2, "batch_size": 64, "lr": 0.1}),
-    (None, "digits100", None, {"epochs": 60, "kd_steps": 80, "warmup": 4, "batch_size": 64, "lr": 0.1}),
-    (None, DIGITS, None, {"attack_bound": 25.0, "p_width": 16}),
+# Flags of main.py by (method, data set, teacher): one name, several, or None for any; later rows win. --preset paper
+# takes the first list, --preset fast both: what we have chosen, and what was published where we have chosen nothing.
+PAPER: list[tuple[Names, Names, Names, dict[str, Any]]] = [
+    # The papers' and their codes' (docs/methods.md), as are the flags' own defaults. ImageNet's 50,000 test images are
+    # read and decoded at every evaluation: at most twenty times a run.
     (None, "imagenet", None, {"batch_size": 64, "eval_every": 21}),
-    # AEAHL-RG and Fast
-    (LIKE_FAST, "digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}),
-    (LIKE_FAST, "digits100", None, {"synthesis_batch_size": 128, "g_steps": 10, "ngf": 32}),
     (LIKE_FAST, CIFAR, "vgg11", {"adv": 1.0}),
     (LIKE_FAST, CIFAR, "wrn40_2", {"adv": 1.1, "oh": 0.4}),
     (FASTS, (*CIFAR, "tiny_imagenet"), None, {"epochs": 220, "reset_l0": 0.636}),
     ("aeahl_rg", "tiny_imagenet", None, {"g_steps": 50}),
     ("aeahl_rg", "imagenet", None, {"g_steps": 50, "synthesis_batch_size": 64}),
-    # NAYER: its scripts', with 100 epochs after warm-up
-    ("nayer", "digits", None, {"synthesis_batch_size": 60, "loops": 1, "warmup_loops": 2, "g_steps": 10, "ngf": 32}),
     ("nayer", CIFAR, None, {"epochs": 120, "batch_size": 512}),
     ("nayer", "cifar100", None, {"g_steps": 40}),
     ("nayer", "tiny_imagenet", None, {"epochs": 120, "lr": 0.1, "kd_steps": 1000, "synthesis_batch_size": 200}),
     ("nayer", "tiny_imagenet", None, {"g_steps": 60, "loops": 4, "warmup_loops": 20}),
-    # CMI, DeepInversion, noise: CMI's and Fast-Datafree's
-    (LIKE_CMI, "digits", None, {"epochs": 8, "kd_steps": 100, "synthesis_batch_size": 64}),
     (LIKE_CMI, CIFAR, None, {"epochs": 200, "lr": 0.1}),
-    ("deepinversion", "digits", None, {"g_steps": 50}),
     ("deepinversion", CIFAR, None, {"adi": 1.0}),
-    ("cmi", "digits", None, {"epochs": 6, "g_steps": 40, "ngf": 16, "lr_g": 2e-3, "negatives": 256}),
-    ("cmi", "digits", None, {"features": "stages"}),
     ("cmi", CIFAR, "resnet34", {"features": "stages"}),
-    # Without a pool
-    (WITHOUT_POOL, DIGITS, None, {"batch_size": 32, "ngf": 16, "g_output": "standardised"}),
     ("dafl", CIFAR, None, {"epochs": 2000, "ep_steps": 120, "batch_size": 1024, "nz": 1000, "lr_g": 0.02}),
     ("dafl", CIFAR, None, {"lr": 0.1, "lr_steps": (0.4, 0.8), "weight_decay": 5e-4}),
     ("dafl", "cifar10", None, {"oh": 0.05, "act": 0.01}),
     ("dafl", "cifar100", None, {"oh": 0.5, "balance": 20 / math.log(10)}),
     ("dafl", "mnist", None, {"epochs": 200, "ep_steps": 120, "batch_size": 512, "nz": 100, "lr_g": 0.2}),
     ("dafl", "mnist", None, ADAM | {"lr_min": 2e-3}),
-    ("dafl", DIGITS, None, {"epochs": 8, "ep_steps": 120, "kd_steps": 2, "lr_g": 0.02} | ADAM),
     ("zskt", (*CIFAR, "svhn"), None, {"epochs": 73, "ep_steps": 1000, "batch_size": 128, "nz": 100}),
     ("zskt", ("cifar10", "svhn"), None, {"at": 2500.0}),
-    ("zskt", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 5, "lr_g": 5e-3, "clip_g": 5.0}),
-    ("zskt", DIGITS, None, {"clip_grad": 5.0}),
     ("dfad", CIFAR, None, {"epochs": 500, "ep_steps": 250, "lr": 0.1, "weight_decay": 5e-4}),
     ("dfad", CIFAR, None, {"lr_steps": (0.2, 0.4), "lr_g_steps": (0.2, 0.4)}),
     ("dfad", "mnist", None, {"epochs": 40, "ep_steps": 250, "batch_size": 512, "nz": 100, "lr": 0.01, "lr_min": 0.01}),
-    ("dfad", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 10, "lr_g": 2e-3, "lr": 0.2}),
     ("dfq", CIFAR, None, {"epochs": 250, "warmup": 50, "ep_steps": 4000, "nz": 512, "lr": 0.1, "lr_min": 0.0}),
     ("dfq", CIFAR, None, {"weight_decay": 0.0}),
-    ("dfq", DIGITS, None, {"epochs": 8, "ep_steps": 160, "kd_steps": 4, "warmup": 1, "lr_g": 5e-3}),
     ("mad", CIFAR, None, {"epochs": 200, "lr": 0.1}),
-    ("mad", DIGITS, None, {"epochs": 7, "ep_steps": 160, "kd_steps": 4, "lr_g": 5e-3} | ADAM | {"lr": 4e-3}),
-    # Real images
     (("kd", "scratch"), "mnist", None, {"epochs": 12, "kd_steps": 235, "batch_size": 256, "crop_padding": 0} | ADAM),
     ("kd", "mnist", None, {"T": 1.0}),
 ]
+FAST: list[tuple[Names, Names, Names, dict[str, Any]]] = [
+    # Chosen by us for two CPU cores.
+    (None, "digits", None, {"epochs": 40, "kd_steps": 60, "warmup": 2, "batch_size": 64, "lr": 0.1}),
+    (None, "digits100", None, {"epochs": 60, "kd_steps": 80, "warmup": 4, "batch_size": 64, "lr": 0.1}),
+    (None, DIGITS, None, {"attack_bound": 25.0, "p_width": 16}),
+    (LIKE_FAST, "digits", None, {"synthesis_batch_size": 64, "g_steps": 5, "ngf": 32}),
+    (LIKE_FAST, "digits100", None, {"synthesis_batch_size": 128, "g_steps": 10, "ngf": 32}),
+    ("nayer", "digits", None, {"synthesis_batch_size": 60, "loops": 1, "warmup_loops": 2, "g_steps": 10, "ngf": 32}),
+    (LIKE_CMI, "digits", None, {"epochs": 8, "kd_steps": 100, "synthesis_batch_size": 64}),
+    ("deepinversion", "digits", None, {"g_steps": 50}),
+    ("cmi", "digits", None, {"epochs": 6, "g_steps": 40, "ngf": 16, "lr_g": 2e-3, "negatives": 256}),
+    ("cmi", "digits", None, {"features": "stages"}),
+    (WITHOUT_POOL, DIGITS, None, {"batch_size": 32, "ngf": 16, "g_output": "standardised"}),
+    ("dafl", DIGITS, None, {"epochs": 8, "ep_steps": 120, "kd_steps": 2, "lr_g": 0.02} | ADAM),
+    ("zskt", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 5, "lr_g": 5e-3, "clip_g": 5.0}),
+    ("zskt", DIGITS, None, {"clip_grad": 5.0}),
+    ("dfad", DIGITS, None, {"epochs": 7, "ep_steps": 200, "kd_steps": 10, "lr_g": 2e-3, "lr": 0.2}),
+    ("dfq", DIGITS, None, {"epochs": 8, "ep_steps": 160, "kd_steps": 4, "warmup": 1, "lr_g": 5e-3}),
+    ("mad", DIGITS, None, {"epochs": 7, "ep_steps": 160, "kd_steps": 4, "lr_g": 5e-3} | ADAM | {"lr": 4e-3}),
+    (POOLED, NATURAL, None, {"epochs": 100, "warmup": 5, "kd_steps": 150, "batch_size": 128, "lr": 0.1}),
+    ("nayer", NATURAL, None, {"synthesis_batch_size": 250, "loops": 1, "warmup_loops": 2, "g_steps": 20}),
+    (FASTS, NATURAL, None, {"reset_l0": 0.636}),
+]
+PRESETS = {"paper": PAPER, "fast": [*PAPER, *FAST]}
+PUBLISHED = ("cifar10", "cifar100", "svhn", "tiny_imagenet", "imagenet")  # where paper is the default
 
 
 def as_tuple(names: Names) -> tuple[str | None, ...]:
@@ -248,12 +252,17 @@ def as_tuple(names: Names) -> tuple[str | None, ...]:
     return names if isinstance(names, tuple) else (names,)
 
 
+def preset_name(values: Namespace) -> str:
+    """``--preset``, else paper for the data sets of the papers, else fast."""
+    return getattr(values, "preset", None) or ("paper" if values.dataset in PUBLISHED else "fast")
+
+
 def distillation_preset(values: Namespace, method: type[Method]) -> dict[str, Any]:
-    """What PRESETS says for the data set, then the method's own defaults, then PRESETS for it, data set and teacher."""
-    task = values.method, values.dataset, values.teacher
+    """What the preset says for the data set, then the method's own defaults, then the preset for it and the teacher."""
+    task = values.method, values.dataset.split(":")[0], values.teacher
     of_all: dict[str, Any] = {}
     of_method = dict(method.defaults)
-    for *wanted, preset in PRESETS:
+    for *wanted, preset in PRESETS[preset_name(values)]:
         if all(names is None or name in as_tuple(names) for name, names in zip(task, wanted, strict=True)):
             (of_all if wanted[0] is None else of_method).update(preset)
     return of_all | of_method

@@ -35,7 +35,8 @@ from .models.names import classifier_of, format_of, given_format
 from .targets import chosen
 
 PROGRAM = "datafree.distil"  # as config.json calls it
-OF_MAIN = {"dry_run", "teacher_path", "teacher_weights", "data_root", "download", "workers"}  # flags without a use here
+# Flags without a use here.
+OF_MAIN = {"dry_run", "preset", "teacher_path", "teacher_weights", "data_root", "download", "workers"}
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def checked(each: Field, value: Any) -> Any:
         wanted = " or ".join(map(str, about["counts"]))
         raise ValueError(f"{len(value)} values ({' '.join(map(str, value))}): {wanted} are wanted")
     for item in value if isinstance(value, tuple | list) else (value,):
-        if about["choices"] and item not in about["choices"]:
+        if about["choices"] and item not in about["choices"] and not (item is None and each.default is None):
             raise ValueError(f"invalid choice: {item!r} (choose from {', '.join(about['choices'])})")
         if isinstance(item, int | float) and not isinstance(item, bool):
             _check_range(item, about)

@@ -1,5 +1,6 @@
 """Knobs: their ranges, where a value comes from, and that every preset names knobs that there are."""
 
+import itertools
 import json
 from dataclasses import dataclass, fields
 from functools import partial
@@ -121,8 +122,8 @@ def test_a_period_is_of_epochs_or_of_seconds():
 
 def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs_take():
     of_methods = [(name, None, None, method.defaults) for name, method in registry.METHODS.items()]
-    for methods, datasets, teachers, values in [*registry.PRESETS, *of_methods]:
-        assert {*registry.as_tuple(datasets)} <= {None, *registry.DATASETS}
+    for methods, datasets, teachers, values in [*registry.PRESETS["fast"], *of_methods]:
+        assert {*registry.as_tuple(datasets)} <= {None, "imagefolder", *registry.DATASETS}
         assert {*registry.as_tuple(teachers)} <= {None, *registry.MODELS}
         for method in registry.as_tuple(methods):
             name = method or "aeahl_rg"
@@ -145,13 +146,27 @@ def test_every_row_of_the_presets_names_known_things_and_values_that_their_knobs
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_the_presets_of_a_method_go_together_on_every_data_set(method):
     configs = distillation_configs(registry.METHODS[method], method, "soft")
-    for dataset in registry.DATASETS:
+    each = itertools.product(registry.PRESETS, [*registry.DATASETS, "imagefolder:any"])
+    for preset, dataset in each:
         for teacher in ("wrn40_2", "vgg11", "resnet34", "resnet20"):
-            task = {"method": method, "dataset": dataset, "teacher": teacher}
+            task = {"method": method, "dataset": dataset, "teacher": teacher, "preset": preset}
             values = resolve(configs, task, preset_of(method))
             for config in configs.values():
                 config.of(values)
             registry.METHODS[method].complete(values)
+
+
+def test_a_preset_is_the_papers_where_papers_have_the_data_and_ours_elsewhere_unless_named():
+    def preset(dataset, method="aeahl_rg", more=""):
+        values = distillation(f"--dataset {dataset} {more}", method=method)
+        return values.epochs, values.kd_steps, values.batch_size
+
+    published, ours = (420, 400, 256), (100, 150, 128)
+    assert preset("cifar10") == preset("digits", more="--preset paper") == published
+    assert preset("cifar10", more="--preset fast") == preset("imagefolder:x") == ours
+    assert preset("imagefolder:x", more="--preset paper") == published
+    assert preset("mnist", "dfad") == preset("mnist", "dfad", "--preset paper")  # nothing of ours: as published
+    assert preset("digits") == preset("digits", more="--preset fast") == (40, 60, 64)
 
 
 def test_the_defaults_are_the_papers_for_cifar():

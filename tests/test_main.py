@@ -152,8 +152,8 @@ def test_dry_run_shows_everything_and_writes_nothing(tmp_path):
     shown = finished(["--epochs", "5", "--method", "nayer", "--g_steps", "3", "--dry_run"])
     told = {title: {*names.split()} for title, _, names in (line.partition(": ") for line in shown.splitlines())}
     assert told["given"] == {"epochs", "method", "g_steps", "dry_run"}
-    assert {"kd_steps", "warmup", "batch_size", "loops"} <= told["from the preset"]
-    assert not {"epochs", "g_steps", "p_width", "momentum"} & told["from the preset"]
+    assert {"kd_steps", "warmup", "batch_size", "loops"} <= told["from the preset fast"]
+    assert not {"epochs", "g_steps", "p_width", "momentum"} & told["from the preset fast"]
     assert "networks compiled" in finished([*QUICK, "--compile", "--dry_run"]) and not list(tmp_path.iterdir())
 
 

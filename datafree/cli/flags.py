@@ -88,6 +88,13 @@ class TaskConfig(DataConfig):
     """What is distilled into what, and how."""
 
     method: str = knob("aeahl_rg", "how images are made: a name of registry.py, or FILE.py:CLASS", unit="NAME")
+    preset: str | None = knob(
+        None,
+        "what is not given: paper, as published; fast, chosen for less time (default: paper for cifar10, cifar100, "
+        "svhn, tiny_imagenet, imagenet, else fast)",
+        choices=("paper", "fast"),
+        free=True,  # by itself it changes no number: all that it says is kept, and compared
+    )
     teacher: str = knob("resnet20", NETWORKS, unit="MODEL")
     student: str = knob("resnet8", "likewise; trained from scratch", unit="MODEL")
     teacher_path: Path | None = knob(  # free: at --resume its weights are compared

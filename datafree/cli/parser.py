@@ -128,11 +128,16 @@ class Parser(argparse.ArgumentParser):
             if names
         ]
 
-    def origins(self, argv: Sequence[str], preset: Mapping[str, Any], values: argparse.Namespace) -> list[str]:
-        """Which values the command line gives, which the preset; the others are the flags' defaults, or worked out."""
+    def origins(
+        self, argv: Sequence[str], name: str, preset: Mapping[str, Any], values: argparse.Namespace
+    ) -> list[str]:
+        """Which values the command line gives, which the preset of that name or the method's own defaults say.
+
+        The others are the flags' defaults, or worked out.
+        """
         given, known = vars(self.given(argv)), vars(values)
         of_preset = [name for name in preset if name not in given and name in known and known[name] == preset[name]]
-        named = {"given": list(given), "from the preset": of_preset}
+        named = {"given": list(given), f"from the preset {name}": of_preset}
         return [f"{origin}: {' '.join(names)}" for origin, names in named.items() if names]
 
 

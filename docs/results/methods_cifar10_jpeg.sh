@@ -11,7 +11,7 @@
 set -euo pipefail
 exec python scripts/compare_methods.py --name methods_cifar10_jpeg --budget_seconds 300 \
     --dataset "imagefolder:$1" --teacher_path "$2" --teacher resnet20 --student resnet8 \
-    --flags "--img_size 32 --mean .4914 .4822 .4465 --std .2023 .1994 .2010 --batch_size 128 --kd_steps 150 --lr 0.1" \
+    --flags "--preset paper --img_size 32 --mean .4914 .4822 .4465 --std .2023 .1994 .2010 --batch_size 128 --kd_steps 150 --lr 0.1" \
     --methods \
     aeahl_rg \
     "fast_meta: --method fast_meta --epochs 220 --reset_l0 .636" \
