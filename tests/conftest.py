@@ -19,6 +19,7 @@ from datafree.errors import UserError
 from datafree.methods.aeahl_rg import build_generator
 from datafree.models.classifier import Classifier
 from datafree.models.generator import ReusableGenerator
+from datafree.models.head_input import HeadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -91,6 +92,15 @@ def small_classifier(seed: int, mean=MEAN, std=STD, size: int = SIZE, **how) -> 
 def small_teacher(seed: int = 1, **how) -> Classifier:
     """Frozen and in eval mode."""
     return small_classifier(seed, **how).eval().requires_grad_(False)
+
+
+def logits_and_features(classifier: Classifier, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Its logits, and what its head reads."""
+    listener = HeadInput(classifier)
+    with listener.listening():
+        logits = classifier(x)
+    listener.remove()
+    return logits, listener.features
 
 
 def small_generator(seed: int = 0) -> ReusableGenerator:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FP32, MEAN, STD, small_context
+from conftest import FP32, MEAN, STD, logits_and_features, small_context
 from torch import nn
 
 from datafree.engine.frozen import frozen
@@ -28,7 +28,7 @@ def test_every_model_learns_as_a_student_and_inverts_as_a_teacher(name):
     model.zero_grad()
 
     teacher, seen = frozen(model, FP32), []
-    logits, features = teacher.features(torch.rand(1, 3, 64, 64))
+    logits, features = logits_and_features(teacher, torch.rand(1, 3, 64, 64))
     assert torch.equal(teacher.head(features), logits) and logits.shape == (1, NUM_CLASSES)
     for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -183,30 +183,6 @@ class Classifier(nn.Module):
                     self.picked[places] = place
         return logits_of(answer, self.num_classes, self.name, self.picked)
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, num_classes) and what the head reads (B, width), both with their gradients.
-
-        Raises:
-            UserError: the network has no head, or its forward does not call it.
-        """
-        read: list[Tensor] = []
-        head = self.head
-        if head is None:
-            raise UserError(f"{self.name} has no nn.Linear", "give a classifier that ends in a linear layer")
-
-        def keep(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            read.append(args[0] if args else kwargs["input"])
-
-        hook = head.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            logits = self(x)
-        finally:
-            hook.remove()
-        if not read:
-            what = f"the forward of {self.name} does not call its last nn.Linear"
-            raise UserError(what, "let the layer that gives the logits be the last nn.Linear of the model")
-        return logits, read[-1] if read[-1].ndim == 2 else read[-1].mean((2, 3))
-
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return self.network.state_dict(*args, **kwargs)
 

@@ -9,9 +9,6 @@ from .listening import Listener
 class HeadInput(Listener):
     """Of a teacher's batch, while asked to listen.
 
-    The same features as of ``Classifier.features``, whose hook comes and goes with each call: one that stays lets the
-    teacher be compiled once.
-
     Attributes:
         features: (B, ...) of the forward pass last heard, with their gradient; None where the head was not called, or
             there is none.
