@@ -86,6 +86,7 @@ def main(argv: list[str]) -> None:
     parts = {"training": training, "streams": streams}
     with opened(path, values, parser.config(values), report, parts, compute) as run:
         if run is not None:
+            processes.check_same((len(train), test is None), "training or test sets")
             fit(values, training, test, run)
             leave(values, spec, model, run)
 

@@ -91,7 +91,7 @@ class Config:
         return cls(**{each.name: getattr(values, each.name) for each in fields(cls)})
 
     def share(self: C) -> C:
-        """Of one process: its part of all that counts images.
+        """Of one process: its part of all that counts images (``unit="IMAGES"``).
 
         Raises:
             UserError: for a batch that several processes cannot share out.

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from . import processes
 from .cli.flags import LengthConfig
 from .configuration import plain
 from .data.augmentation import Augmentation, to_levels
@@ -89,7 +90,7 @@ class Job:
         """Of the student as it is."""
         fresh = None
         if evaluation.images is None:  # images that the student has not been trained on
-            x = self.method.sample(FRESH_IMAGES, "evaluation")
+            x = self.method.sample(-(-FRESH_IMAGES // processes.size()), "evaluation")
             fresh = TensorImages(to_levels(x), x.new_zeros(len(x)).long())
         return evaluation.score(self.student.classifier, fresh)
 

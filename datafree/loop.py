@@ -117,6 +117,8 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
             job.compiling.say = run.folder.log
             if run.progress.epoch == 0:
                 run.progress.planning_seconds = job.planning_seconds
+            found = job.teacher_checksum, None if images is None else len(images)
+            processes.check_same(found, "teachers or test sets")
             evaluation = Evaluation(job.context.teacher, images, compute)
             for line in evaluation.about_teacher():
                 run.folder.log(line)

@@ -3,23 +3,26 @@
 Every process makes its share of each synthetic batch into a pool of its own, and learns from its share of each batch of
 the student's; batch sizes are of all of them. Each loss is the mean over the whole batch, so
 
-    gradient of what all share (weights)      the mean over processes             average, DistributedDataParallel
+    gradient of what all share (weights)      the mean over processes             average
     gradient of a process's own (z, images)   divided by their number             average
-    statistics of a batch                     of all shares, with their gradient  whole_moments, WholeBatchNorm, mean
+    statistics of a batch                     of all shares, with their gradient  whole_moments, mean
 
-Alone, as most runs are, all of this gives back what it is given, and torch.distributed is not loaded.
+Networks that live by it are in engine/whole_batch.py. Alone, as most runs are, all of this gives back what it is given,
+and nothing of torch.distributed is called.
 """
 
 import os
 import pickle
-import warnings
+import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import UserError
 
@@ -35,9 +38,12 @@ LAUNCHERS = (
 )
 SLURM_ALLOCATION = ("SLURM_NTASKS", "SLURM_PROCID")
 OF_TORCHRUN = ("MASTER_ADDR", "MASTER_PORT")  # where its processes meet
-FAILED = "datafree/failed"  # in their common store: which process has said what went wrong
+# In their common store: which has said what went wrong; what a later start has to know; how a start gets its name.
+FAILED, BEGUN, STOPPED, MEETING = (f"datafree/{name}" for name in ("failed", "begun", "stopped", "meeting"))
+MOMENT = 0.01  # seconds between looks at it
 
-_rank, _size, _store = 0, 1, None
+_rank, _size, _anew = 0, 1, False
+_store, _all_starts = None, None  # of this start; of all that torchrun makes
 
 
 def rank() -> int:
@@ -62,13 +68,9 @@ def local(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return int(environment.get("LOCAL_RANK", _rank)), int(environment.get("LOCAL_WORLD_SIZE", _size))
 
 
-def started_anew(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun has started all processes again after one of them failed (--max_restarts)."""
-    return _starts(environment) > 0
-
-
-def _starts(environment: Mapping[str, str] = os.environ) -> int:
-    return _count(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def started_anew() -> bool:
+    """Whether torchrun has started all processes again, after one of them failed, in a run that had begun."""
+    return _anew
 
 
 def join(environment: Mapping[str, str] = os.environ) -> None:
@@ -104,7 +106,7 @@ def _count(text: str) -> int:
 
 
 def _meet(rank: int, size: int) -> None:
-    global _rank, _size, _store
+    global _rank, _size, _anew, _store, _all_starts
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
@@ -113,23 +115,71 @@ def _meet(rank: int, size: int) -> None:
     wait = timedelta(seconds=TIMEOUT)
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
     try:
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=wait))
-        _store = distributed.PrefixStore(f"start {_starts()}", store)  # what a former start left there is of no use
+        _all_starts, _, _ = next(rendezvous("env://", rank, size, timeout=wait))
+        _store = distributed.PrefixStore(_this_start(_all_starts, rank, size), _all_starts)
         distributed.init_process_group(backends, store=_store, rank=rank, world_size=size, timeout=wait)
     except (RuntimeError, ValueError, OSError) as error:  # DistNetworkError and others
         what = f"process {rank} of {size} does not find the others: {str(error).splitlines()[0]}"
         raise UserError(what, "see whether all were started, and MASTER_ADDR and MASTER_PORT can be reached") from None
     _rank, _size = rank, size
+    begun, stopped = agreed([_all_starts.check([key]) if rank == 0 else False for key in (BEGUN, STOPPED)])
+    _anew = begun
+    if stopped:
+        raise UserError("the run was asked to stop, and has saved", "go on with --resume, in another job")
+
+
+def _this_start(store: Any, rank: int, size: int) -> str:
+    """A name that the processes of this start have in common, and those of no other.
+
+    torchrun keeps one store for all of its starts, in which old processes have left where they could be reached, and
+    counts starts by node. So the first process names the start, and each other one answers until it is answered itself.
+    """
+    me = uuid4().hex
+    if rank == 0:
+        store.set(f"{MEETING}/start", me)
+        for other in range(1, size):
+            answer, since = "", time.monotonic()
+            while not answer.startswith(me):
+                if time.monotonic() - since > TIMEOUT:
+                    raise RuntimeError(f"process {other} has not come for {TIMEOUT} s")
+                time.sleep(MOMENT)
+                known = store.check([f"{MEETING}/{other}"])
+                answer = store.get(f"{MEETING}/{other}").decode() if known else ""
+            store.set(f"{MEETING}/{other}/welcome", answer)
+        return me
+    while True:
+        start = store.get(f"{MEETING}/start").decode()  # waits until there is one
+        store.set(f"{MEETING}/{rank}", start + me)
+        time.sleep(MOMENT)
+        welcome = f"{MEETING}/{rank}/welcome"
+        if store.check([welcome]) and store.get(welcome).decode() == start + me:
+            return start
+
+
+def begun() -> None:
+    """Notes that the run has its folder: should torchrun start all of them again, they go on with it."""
+    _note(BEGUN)
+
+
+def stopped() -> None:
+    """Notes that the run has saved and leaves because it was asked to: it is not to be started again."""
+    wait_for_all()
+    _note(STOPPED)
+
+
+def _note(key: str) -> None:
+    if _size > 1 and first():
+        _all_starts.set(key, "1")
 
 
 def leave() -> None:
     """Lets go of the others, at the end."""
-    global _rank, _size, _store
+    global _rank, _size, _store, _all_starts
     if _size > 1:
         from torch import distributed
 
         distributed.destroy_process_group()
-        _rank, _size, _store = 0, 1, None
+        _rank, _size, _store, _all_starts = 0, 1, None, None
 
 
 class ProcessLost(UserError):  # noqa: N818 (the house name)
@@ -142,12 +192,19 @@ def watched() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        from torch import distributed
-
-        if _size == 1 or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+        if not is_loss(error):
             raise
         what = f"another of the {_size} processes has ended, or did not answer for {TIMEOUT} s"
         raise ProcessLost(what, "what was saved is whole: the same command with --resume goes on") from None
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether PyTorch says so that another process is gone."""
+    if _size == 1:
+        return False
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def first_to_fail() -> bool:
@@ -164,10 +221,10 @@ def first_to_fail() -> bool:
 
 
 def share(count: int, name: str) -> int:
-    """This process's part of a batch. Raises UserError where there are no equal parts."""
-    if count % _size:
+    """This process's part of a batch, or of another number of images. Raises UserError where a batch has none."""
+    if count % _size and name.endswith("batch_size"):
         raise UserError(f"--{name} {count} is of all {_size} processes, which cannot share it", "give a multiple")
-    return count // _size
+    return max(1, count // _size)
 
 
 # What is found out together: plain values ----------------------------------------------------------------------------
@@ -196,6 +253,14 @@ def largest(*values: int) -> tuple[int, ...]:
     together = torch.tensor(values)
     distributed.all_reduce(together, distributed.ReduceOp.MAX)
     return tuple(together.tolist())
+
+
+def check_same(value: Any, what: str) -> None:
+    """Raises UserError where not all processes have the same value, which is told apart by its text."""
+    number = zlib.crc32(repr(value).encode())
+    most, least = largest(number, -number)
+    if most != -least:
+        raise UserError(f"the {_size} processes have different {what}", "let all of them see the same files")
 
 
 def total(values: Tensor) -> Tensor:
@@ -239,46 +304,20 @@ def average(loss: Tensor, shared: Iterable[Tensor], own: Iterable[Tensor] = ()) 
     return mean.view(())
 
 
-def sharing_gradients(network: nn.Module, x: Tensor) -> nn.Module:
-    """The network, called through which its gradients are the mean over processes.
-
-    Args:
-        network: on its device. Changed in nothing.
-        x: something that it takes, to find out whether all of its weights get a gradient.
-    """
-    if _size == 1:
-        return network
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    training = network.training
-    found = torch.autograd.grad(network.eval()(x).sum(), weights, allow_unused=True)
-    unused = any(gradient is None for gradient in found)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a later name of broadcast_buffers
-        learning = nn.parallel.DistributedDataParallel(
-            network,
-            broadcast_buffers=not all(isinstance(norm, WholeBatchNorm) for norm in norms),
-            find_unused_parameters=unused,
-        )
-    if not unused:  # after a first pass it sums gradients in another order: have that behind us, as a resumed run will
-        learning(x).sum().backward()
-        network.zero_grad()
-    return learning.train(training)
-
-
 class _Gathered(torch.autograd.Function):
     """A tensor of every process, stacked: (...) -> (processes, ...). The gradient is the sum of all processes'."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return _gather(x)
+        return gather(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         return total(grad.contiguous())[_rank]
 
 
-def _gather(x: Tensor) -> Tensor:
+def gather(x: Tensor) -> Tensor:
+    """Of every process: (...) -> (processes, ...), without a gradient."""
     from torch import distributed
 
     rows = x.new_empty(_size, *x.shape)
@@ -296,67 +335,10 @@ def whole_moments(moments: Tensor) -> Tensor:
 
     The variance of all is the mean variance plus the variance of the means.
     """
-    return moments if _size == 1 else _merged(_Gathered.apply(moments))
+    return moments if _size == 1 else merged(_Gathered.apply(moments))
 
 
-def _merged(rows: Tensor) -> Tensor:
+def merged(rows: Tensor) -> Tensor:
+    """What :func:`whole_moments` does, of the moments of all shares (processes, 2N)."""
     means, variances = rows.chunk(2, dim=1)
     return torch.cat([means.mean(0), variances.mean(0) + means.var(0, correction=0)])
-
-
-class _WholeBatchNorm(torch.autograd.Function):
-    """x (B, C, ...) normalised by the moments of all shares -> like x, and the moments (2C,)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        unused = torch.zeros_like(weight)  # fp32, which keeps the sums of a bf16 input in fp32: see losses.batchnorm
-        moments = _merged(_gather(torch.cat(torch.ops.aten.batch_norm_update_stats(x, unused, unused, 0.0))))
-        ctx.save_for_backward(x, weight, moments)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(moments)
-        return torch.native_batch_norm(x, weight, bias, *moments.chunk(2), False, 0.0, eps)[0], moments
-
-    @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        # dL/dx = w/s * (g - mean(g) - x^ * mean(g x^)), x^ = (x - mu)/s: what frozen statistics give, and an affine map
-        x, weight, moments = ctx.saved_tensors
-        mean, variance = moments.chunk(2)
-        frozen = (weight, mean, variance, None, None, False, ctx.eps, [True, True, True])
-        dx, dw, db = torch.ops.aten.native_batch_norm_backward(grad, x, *frozen)
-        scale = -weight * (variance + ctx.eps).rsqrt() / (_size * x.numel() / x.shape[1])
-        of_x, of_1 = total(torch.cat([dw, db])).chunk(2)
-        dx = dx + torch.native_batch_norm(x, scale * of_x, scale * of_1, mean, variance, False, 0.0, ctx.eps)[0]
-        return dx, dw, db, None
-
-
-class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """In train mode by the statistics of the whole batch, not of this process's share; for CPU and GPU."""
-
-    @torch.compiler.disable
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or _size == 1:
-            return super().forward(x)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        ones = torch.ones(x.shape[1], dtype=dtype, device=x.device)
-        weight, bias = (ones, 0 * ones) if self.weight is None else (self.weight, self.bias)
-        out, moments = _WholeBatchNorm.apply(x, weight, bias, self.eps)
-        if self.running_mean is not None:
-            self.num_batches_tracked += 1
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            n = _size * x.numel() / x.shape[1]
-            mean, variance = moments.chunk(2)
-            self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(variance * (n / (n - 1)), share)
-        return out
-
-
-KINDS = {
-    kind: type(f"Whole{kind.__name__}", (WholeBatchNorm, kind), {})
-    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-}
-
-
-def see_whole_batch(network: nn.Module) -> None:
-    """Lets its BatchNorm layers, those of PyTorch's own classes, work on the batch of all processes from now on."""
-    for module in network.modules() if _size > 1 else ():
-        module.__class__ = KINDS.get(type(module), type(module))

@@ -38,6 +38,8 @@ def options(text: str) -> dict[str, Any]:
     taken = sorted(OF_THE_PLAN.intersection(given))
     if taken:
         raise argparse.ArgumentTypeError(f"{', '.join(taken)} is for the plan to say")
+    if str(given.get("signal", "USR2")).rpartition(":")[2].partition("@")[0] != "USR2":
+        raise argparse.ArgumentTypeError("signal must be USR2@SECONDS: that is what the tasks listen for")
     if "time" in given:
         given["time"] = minutes(given["time"])
     return given
@@ -103,7 +105,9 @@ def run_on_cluster(jobs: Sequence[Job], args: argparse.Namespace) -> Iterator[tu
             submitted = executor.submit_array(tasks)
         except RuntimeError as error:  # submitit's, with what sbatch said
             said = str(error).strip().splitlines() or ["nothing"]
-            raise UserError(f"Slurm refuses: {said[-1]}", "see --slurm, and sbatch --help") from None
+            queued = sorted({task.job_id.split("_")[0] for _, task in waiting})
+            remedy = "see --slurm, and sbatch --help" + (f"; before: scancel {' '.join(queued)}" if queued else "")
+            raise UserError(f"Slurm refuses: {said[-1]}", remedy) from None
         after = submitted[0].job_id.split("_")[0]
         waiting += zip(level, submitted, strict=True)
         print(f"submitted: {len(level)} runs as job {after}", flush=True)

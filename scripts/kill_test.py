@@ -21,7 +21,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -47,6 +46,7 @@ SMALL = {
     "train_scratch.py": "--model resnet8 --batch_size 512 --eval_every 2",
 }
 VARIES = ("seconds", "peak_memory", "process")  # what two equal runs may differ in
+STORES: list[Any] = []  # the newest
 PATIENCE = 30  # seconds that a process may take to notice that another is gone; chosen by us
 
 
@@ -83,10 +83,15 @@ def _unequal(where: str, a: Any, b: Any) -> list[str]:
 
 
 def start(program: str, argv: list[str], output: Path, processes: int = 1) -> list[int]:
-    """Forks processes that run the program together, their terminal a file. Returns their ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    """Forks processes that run the program together, their terminal a file. Returns their ids.
+
+    As torchrun, this process keeps the store by which several meet.
+    """
+    there = {}
+    if processes > 1:
+        STORES[:] = [torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
+        there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(STORES[0].port), "WORLD_SIZE": str(processes)}
+        there["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     return [fork(program, argv, output, {**there, "RANK": str(rank)}) for rank in range(processes)]
 
 
@@ -197,7 +202,7 @@ class Trial:
         stopped = status == 128 + self.number and state == "stopped"
         at_once = {-self.number, 130} if self.number == signal.SIGINT else {-self.number}  # no handler yet, or none
         lost = {2} if self.processes > 1 else set()  # the other is gone
-        fitting = {status, 0, *at_once, *lost, -signal.SIGKILL}
+        fitting = {0, 128 + self.number, *at_once, *lost, -signal.SIGKILL}
         if not (stopped or {status, *others} & at_once) or not {status, *others} <= fitting:
             raise SystemExit(f"left with status {[status, *others]}, {state}:\n{terminal.read_text()}")
         self.tally["noticed by the other"] += bool({status, *others} & lost)

@@ -280,3 +280,17 @@ def test_a_state_dict_and_the_streams_continue_exactly(rounds, tmp_path):
     assert all(torch.equal(other.synthesize(warmup=False).images, images) for images in expected)
     assert torch.equal(other.sample(3, "synthesis"), subject.sample(3, "synthesis"))
     assert same_state(state_of(other.head), state_of(subject.head))
+
+
+@pytest.mark.parametrize(
+    ("added", "before", "after"), [(7, 5, 3), (7, 5, 9), (4, 5, 3), (4, 5, 9), (5, 5, 9), (10, 5, 3)]
+)
+def test_a_memory_of_another_capacity_keeps_the_newest_and_goes_on_behind_them(added, before, after):
+    first, second = (Memory(capacity, 1, torch.device("cpu")) for capacity in (before, after))
+    for row in range(added):
+        first.add(torch.full((1, 1), float(row)))
+    second.load_state_dict(first.state_dict())
+    kept = [*range(added)][-min(before, after) :]
+    assert sorted(second.rows[: second.size].flatten().tolist()) == kept
+    second.add(torch.full((1, 1), 99.0))
+    assert sorted(second.rows[: second.size].flatten().tolist()) == [*kept, 99][-after:]

@@ -24,6 +24,7 @@ from datafree.data.pool import ImagePool, image_column
 from datafree.engine import device
 from datafree.engine.randomness import Streams
 from datafree.runs.snapshot import Snapshot
+from registry import METHODS
 from scripts.kill_test import start, wait
 
 SEVERAL = {
@@ -102,6 +103,13 @@ def test_two_processes_find_what_one_finds_on_the_whole_batch(check, together):
     for found in together:
         found = found[check] if isinstance(found[check], dict) else {"": found[check]}
         assert {name: found[name] <= limit for name, limit in most.items()} == dict.fromkeys(most, True), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_student_and_networks_of_every_method_are_the_same_in_both_processes(name, together):
+    for found in together:
+        assert found["methods"][name] == 0 and found["hard"].get(name, 0) == 0
 
 
 @pytest.mark.slow

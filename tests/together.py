@@ -10,10 +10,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from conftest import BF16, CLASSES, FP32, NGF, NZ, SIZE, small_classifier, small_context, small_network
+from conftest import BF16, CLASSES, FP32, MEAN, NGF, NZ, SIZE, STD, small_classifier, small_context, small_network
 from torch import nn
 
 from datafree import processes
+from datafree.cli.flags import distillation_configs
+from datafree.configuration import resolve
 from datafree.data.batch import Batch
 from datafree.data.specs import TensorImages
 from datafree.engine.costs import Costs
@@ -22,10 +24,15 @@ from datafree.engine.randomness import Streams
 from datafree.engine.readings import Readings
 from datafree.engine.student import Student
 from datafree.engine.training import Training
+from datafree.engine.whole_batch import see_whole_batch, shares_gradients
+from datafree.job import prepare
 from datafree.losses.adversarial import balance_loss
 from datafree.losses.batchnorm import channel_moments
 from datafree.methods.aeahl_rg import AeahlRg
+from datafree.models.classifier import Classifier
+from datafree.targets import chosen
 from datafree.targets.soft import Soft
+from registry import DATASETS, METHODS, MODELS
 
 B, STEPS = 8, 3  # of a process
 
@@ -59,7 +66,7 @@ def norm_layer(dtype, momentum=0.1):
     reference = nn.BatchNorm2d(6, momentum=momentum)
     nn.init.normal_(reference.weight)
     layer = copy.deepcopy(reference)
-    processes.see_whole_batch(layer)
+    see_whole_batch(layer)
     x = both(lambda rng: 3 + 2 * torch.randn(B, 6, 5, 5, generator=rng)).to(dtype)
     direction = both(lambda rng: torch.randn(B, 6, 5, 5, generator=rng), seed=200).to(dtype)
     whole, half = x.clone().requires_grad_(), mine(x).clone().requires_grad_()
@@ -141,7 +148,7 @@ def distillation():
 
     def learnt(images, config):
         student = small_classifier(2)
-        processes.see_whole_batch(student)
+        see_whole_batch(student)
         context = small_context(student=student)
         learner = Student(context, config, STEPS)
         learner.learn(Given(images), Soft(context, Soft.Config()), STEPS)
@@ -162,17 +169,43 @@ def training():
     )
     config = Training.Config(batch_size=12, lr=0.05)
 
-    def trained(config, stream):
+    def trained(config):
         classifier = small_classifier(4)
-        processes.see_whole_batch(classifier)
-        streams = Streams(0)
-        work = Training(classifier, images, config, lambda x, rng: x, FP32, streams)
-        streams._generators["training"] = streams.common(stream)  # the order that several processes have
-        row = work.epoch()
+        see_whole_batch(classifier)
+        row = Training(classifier, images, config, lambda x, rng: x, FP32, Streams(0)).epoch()
         weights = [value for value in classifier.state_dict().values() if value.is_floating_point()]
         return [torch.tensor([row["loss"], row["accuracy_train"]]), *weights]
 
-    return distance(trained(config.share(), "order"), alone(trained, config, "order"))
+    return distance(trained(config.share()), alone(trained, config))
+
+
+SMALL = {"synthesis_batch_size": 12, "g_steps": 2, "nz": NZ, "ngf": NGF, "loops": 1, "warmup_loops": 1, "g_life": 1}
+SMALL |= {"reset_l0": 0.5, "reset_bn": 0.5, "bank_size": 30, "negatives": 7, "noise_width": 9, "adi": 1.0}
+
+
+def of_method(name, hard=False):
+    """How far student and networks are apart in two processes after two rounds."""
+    pixels = torch.arange(40 * 3 * 32 * 32).view(40, 3, 32, 32) * 7919 % 256
+    method, images = METHODS[name], TensorImages(pixels.to(torch.uint8), torch.arange(40) % 10)
+    given = {"method": name, "dataset": "digits", "teacher": "resnet8", "student": "resnet8", "hl": hard, "epochs": 3}
+    configs = distillation_configs(method, name, chosen(hard, False, method.targets))
+    known = {each for config in configs.values() for each in config.__dataclass_fields__}
+    given |= {"batch_size": 12, "kd_steps": 2, "ep_steps": 2, "warmup": 0, "p_width": 4, "seed": 3, "at": 1.0 * hard}
+    given |= SMALL | ({"clip_g": 1.0} if name == "zskt" else {})
+    values = resolve(configs, {k: v for k, v in given.items() if k in known}, lambda known: method.defaults)
+    method.complete(values)
+    networks = [Classifier(MODELS["resnet8"](10), role, 10, 32, MEAN, STD) for role in ("teacher", "student")]
+    job = prepare(values, DATASETS["digits"], *networks, method, FP32, training_images=lambda: images)
+    for _ in range(2):
+        batch = job.method.synthesize(warmup=False)
+        if batch is not None:
+            job.pool.add(job.targets.prepare(batch))
+        job.student.learn(job.source, job.targets, 2)
+    parts = [(part, network.state_dict()) for part, network in job.networks.items()]
+    ours = {f"{part}.{key}": value.double() for part, state in parts for key, value in state.items()}
+    ours = {key: value for key, value in ours.items() if "noisy" not in key}
+    theirs = processes.agreed(ours)
+    return max((ours[key] - theirs[key]).abs().max().item() for key in ours)
 
 
 def evaluation():
@@ -203,7 +236,7 @@ def unused():
             return self.used(x)
 
     network = Spare().train()
-    learning = processes.sharing_gradients(network, torch.rand(2, 3, SIZE, SIZE))
+    learning = shares_gradients(network, (3, SIZE, SIZE), torch.device("cpu"))
     for _ in range(3):
         learning(torch.rand(4, 3, SIZE, SIZE)).sum().backward()
     return float(network.spare.weight.grad is None)
@@ -228,6 +261,7 @@ def plain_values():
 
 def main(folder):
     processes.join()
+    torch.manual_seed(0)  # networks are drawn alike
     found = {
         "norm fp32": norm_layer(torch.float32),
         "norm bf16": norm_layer(torch.bfloat16),
@@ -241,6 +275,8 @@ def main(folder):
         "evaluation": evaluation(),
         "unused": unused(),
         "plain": plain_values(),
+        "methods": {name: of_method(name) for name in METHODS},
+        "hard": {name: of_method(name, hard=True) for name in ("aeahl_rg", "cmi", "dfq")},
     }
     Path(folder, f"{processes.rank()}.json").write_text(json.dumps(found))
     processes.wait_for_all()

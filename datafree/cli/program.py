@@ -30,7 +30,9 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         _fail(str(error))
     except Stopped as stopped:
-        if processes.first():
+        first = processes.first()
+        processes.leave()
+        if first:
             with suppress(OSError):  # its terminal may be what is gone
                 print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)

@@ -49,7 +49,7 @@ def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.N
     folder = getattr(given, "resume", None)
     if not isinstance(folder, Path):
         values = parser.resolve(argv, preset)
-        if processes.started_anew():
+        if processes.started_anew():  # what was given has been done once
             values.resume, values.overwrite = True, False
         return values
     config, free = read_config(folder, parser.prog), free_names(parser.configs)

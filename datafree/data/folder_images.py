@@ -111,8 +111,9 @@ class FolderImages:
         """See ``Images.shuffled``. Raises DamagedData at an image that cannot be read."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
-        if drop_last and len(order) > batch_size:
-            order = order[: len(order) // batch_size * batch_size]
+        if drop_last:  # and a rest that could not be shared out
+            whole = batch_size if len(order) > batch_size else part[1]
+            order = order[: len(order) // whole * whole]
 
         def crop(image: Image, index: int) -> Image:
             if not self.crops:

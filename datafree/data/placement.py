@@ -16,6 +16,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..errors import UserError
 from ..files import LACKING
 
@@ -61,16 +62,17 @@ def choose_placement(images: int, bytes_per_image: int, device: torch.device, fo
         UserError: if not even the disk has.
     """
     wanted, there, host = images * bytes_per_image, device_memory(device), host_memory()
-    if there is None or wanted <= SHARE * there:
+    of_machine = wanted * processes.local()[1]  # every process on it has a pool
+    if there is None or (wanted if device.type != "cpu" else of_machine) <= SHARE * there:
         return Placement(device, why=f"{gibibytes(wanted)} when full")
     reason = f"{gibibytes(wanted)} when full, {device} has {gibibytes(there)}"
     if device.type != "cpu":
-        if host is None or wanted <= SHARE * host:
+        if host is None or of_machine <= SHARE * host:
             return Placement(device, "host", why=reason)
         reason += f", the host {gibibytes(host)}"
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = free_disk(existing)
-    if 2 * wanted > free:  # drawn from, and saved in pool.bin
+    if 2 * of_machine > free:  # drawn from, and saved in pool.bin
         raise UserError(
             f"the pool of {images:,} images takes {reason}, the disk of {folder} {gibibytes(free)} free for two copies",
             "lower --epochs or --synthesis_batch_size, or choose another --run_root",

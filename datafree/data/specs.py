@@ -177,8 +177,9 @@ class TensorImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Images.shuffled``; the order depends on the kind of device that ``generator`` lives on."""
         order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.images.device)
-        if drop_last and len(order) > batch_size:
-            order = order[: len(order) // batch_size * batch_size]
+        if drop_last:  # and a rest that could not be shared out
+            whole = batch_size if len(order) > batch_size else part[1]
+            order = order[: len(order) // whole * whole]
         for batch in order.split(batch_size):
             chosen = batch[part[0] :: part[1]]
             yield self.images[chosen].to(device), self.labels[chosen].to(device)

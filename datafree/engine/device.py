@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import processes
 from ..errors import UserError
+from .whole_batch import see_whole_batch
 
 DEVICE_FILE = Path("/dev/nvidia0")  # of the first NVIDIA GPU, on Linux
 Module = TypeVar("Module", bound=nn.Module)
@@ -49,7 +50,7 @@ class Compute:
 
         Of several processes, its BatchNorm layers see the whole batch from now on.
         """
-        processes.see_whole_batch(module)
+        see_whole_batch(module)
         return module.to(self.device, memory_format=torch.channels_last)
 
     def about(self) -> list[str]:

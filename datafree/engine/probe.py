@@ -11,6 +11,7 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..data.specs import Shape, size_text
 from ..errors import UserError, first_line, is_out_of_memory
 from ..models.classifier import Classifier
@@ -173,7 +174,7 @@ def refusal(
     try:
         logits = _run(classifier, x, compute, train)
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or processes.is_loss(error):
             raise
         return f"it fails ({first_line(error)})"
     if not logits.isfinite().all():

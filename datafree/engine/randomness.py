@@ -9,6 +9,7 @@ import torch
 from .. import processes
 from ..errors import UserError
 
+OWN = "@"  # after the name, before the number of the process whose stream it is
 HOST = "host/"  # before the name, in a saved state, of a stream that is not on the device
 
 
@@ -31,10 +32,10 @@ class Streams:
         self._host: Streams | None = None
 
     def __getitem__(self, name: str) -> torch.Generator:
-        return self.common(name if processes.first() else f"{name}@{processes.rank()}")
+        return self.common(name if processes.size() == 1 else f"{name}{OWN}{processes.rank()}")
 
     def common(self, name: str) -> torch.Generator:
-        """A stream for what every process draws alike, such as weights; by no other way to be asked for."""
+        """A stream for what every process draws alike, such as weights; alone, the one of that name."""
         if name not in self._generators:
             self._generators[name] = torch.Generator(self.device).manual_seed(seed_for(self.seed, name))
         return self._generators[name]

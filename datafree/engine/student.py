@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from .. import configuration, processes
+from .. import configuration
 from ..configuration import knob
 from ..data.batch import Batch
 from ..errors import UserError
 from ..models.classifier import Classifier
 from .context import Context
+from .whole_batch import agree_on_buffers, shares_gradients
 
 
 class Source(Protocol):
@@ -91,8 +92,7 @@ class Student:
 
     def __init__(self, context: Context, config: "Student.Config", steps: int):
         self.context, self.config, self.classifier = context, config, context.student
-        noise = torch.rand(2, *context.spec.shape, generator=torch.Generator().manual_seed(0))
-        self.learning = processes.sharing_gradients(self.classifier, noise.to(context.compute.device))
+        self.learning = shares_gradients(self.classifier, context.spec.shape, context.compute.device)
         self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov)
         self.scheduler = _schedule(self.optimizer, config, max(1, steps))
 
@@ -112,6 +112,7 @@ class Student:
                 nn.utils.clip_grad_norm_(self.classifier.parameters(), self.config.clip_grad)
             self.optimizer.step()
             self.scheduler.step()
+        agree_on_buffers(self.classifier)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, the random streams apart."""

@@ -17,6 +17,7 @@ from ..models.classifier import Classifier
 from .device import Compute
 from .randomness import Streams
 from .student import OptimiserConfig, optimiser
+from .whole_batch import agree_on_buffers, shares_gradients
 
 
 class Training:
@@ -60,8 +61,7 @@ class Training:
     ):
         self.classifier, self.images, self.config = classifier, images, config
         self.augmentation, self.compute, self.streams = augmentation, compute, streams
-        noise = torch.rand(2, classifier.channels, *classifier.img_size, generator=torch.Generator().manual_seed(0))
-        self.learning = processes.sharing_gradients(classifier, noise.to(compute.device))
+        self.learning = shares_gradients(classifier, (classifier.channels, *classifier.img_size), compute.device)
         self.optimizer = optimiser(classifier.parameters(), config, nesterov=True)
         if config.lr_decay_milestones:
             self.scheduler = MultiStepLR(self.optimizer, config.lr_decay_milestones, gamma=0.1)
@@ -89,9 +89,7 @@ class Training:
         """
         self.classifier.train()
         rng, device = self.streams["training"], self.compute.device
-        part, order = (processes.rank(), processes.size()), rng
-        if processes.size() > 1:
-            order = self.streams.common("order")
+        part, order = (processes.rank(), processes.size()), self.streams.common("training")
         whole = self.config.batch_size * processes.size()
         history, seen, lr = [], 0, self.scheduler.get_last_lr()[0]
         for levels, labels in self.images.shuffled(whole, order, device, drop_last=True, part=part):
@@ -105,6 +103,7 @@ class Training:
             history.append(torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()]))
             seen += len(labels)
         self.scheduler.step()
+        agree_on_buffers(self.classifier)
         sums = processes.total(torch.stack(history))  # (steps, 2): loss and hits
         sums = sums.cpu()  # the epoch's one transfer from the device
         check_finite(sums[:, :1], ["loss"])

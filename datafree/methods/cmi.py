@@ -61,8 +61,13 @@ class Memory:
         return {"rows": self.rows[: self.size].clone(), "next": self.next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.size, self.next = len(state["rows"]), state["next"]
-        self.rows[: self.size] = state["rows"]
+        """Of a memory of another capacity, as more or fewer processes have, the newest that there is room for."""
+        rows, following, capacity = state["rows"], state["next"], len(self.rows)
+        if len(rows) != capacity:
+            rows = rows.roll(-following, 0)[-capacity:]  # the oldest first
+            following = len(rows)
+        self.size, self.next = len(rows), following % capacity
+        self.rows[: self.size] = rows
 
 
 class Head(nn.Sequential):
@@ -144,7 +149,7 @@ class Cmi(Method):
     def synthesize(self, warmup: bool) -> Batch:
         context, config, rng, best = self.context, self.config, self.context.streams["synthesis"], Best()
         B, device = config.synthesis_batch_size, context.compute.device
-        draw_as_dcgan(self.generator, rng)
+        draw_as_dcgan(self.generator, context.streams.common("synthesis"))
         z = torch.randn(B, config.nz, generator=rng, device=device).requires_grad_()
         y = torch.randint(context.spec.num_classes, (B,), generator=rng, device=device).sort().values
         parameters, of_head = [*self.generator.parameters(), z], [*self.head.parameters()]

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import processes
 from ..data.augmentation import Augmentation, to_pixels
 from ..data.batch import Batch
 from ..data.specs import TensorImages
@@ -47,8 +48,9 @@ class Kd(Method):
 
     def batches(self, count: int, size: int) -> Iterator[Batch]:
         rng, device = self.context.streams["distillation"], self.context.compute.device
+        order, part = self.context.streams.common("distillation"), (processes.rank(), processes.size())
         while count > 0:
-            for levels, labels in self.images.shuffled(size, rng, device, drop_last=True):
+            for levels, labels in self.images.shuffled(size * part[1], order, device, drop_last=True, part=part):
                 yield Batch(to_pixels(self.augmentation(levels, rng)), {"labels": labels})
                 count -= 1
                 if count == 0:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from .. import processes
+
 
 def environment(device: str) -> dict[str, str]:
     """What a number depends on besides the arguments: versions, commit, device."""
@@ -20,6 +22,7 @@ def environment(device: str) -> dict[str, str]:
         "git_commit": _git_commit(),
         "device": device,
         "threads": str(torch.get_num_threads()),
+        "processes": str(processes.size()),
     }
 
 

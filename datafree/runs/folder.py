@@ -2,7 +2,6 @@
 
 import errno
 import io
-import itertools
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from .. import files
 from ..errors import UserError, first_line
 from .metrics import COUNTER, Metrics
-from .snapshot import OF_PROCESSES, POOL_FILE, STATE_FILE
+from .snapshot import POOL_FILE, STATE_FILE
 
 FORMAT = 2  # of config.json and last.pth; another's runs are read, but not resumed
 LOCK_FILE, STATUS_FILE, METRICS_FILE = ".lock", "status.json", "metrics.csv"
@@ -90,13 +89,14 @@ class RunFolder:
         for name in names:
             if (self.path / name).is_dir():
                 raise UserError(f"{self.path / name} is a folder", "a file of the run goes there: move it away")
-        files.remove_unfinished(self.path, names)
+        files.remove_unfinished(self.path, (*names, *of_processes(self.path)))
         if not resume:
             for name in names:
                 (self.path / name).unlink(missing_ok=True)
-            board = (self.path / "tensorboard").glob("events.out.tfevents.*")
-            for file in itertools.chain(board, *map(self.path.glob, OF_PROCESSES)):
-                file.unlink()
+            for name in of_processes(self.path):
+                (self.path / name).unlink()
+            for events in (self.path / "tensorboard").glob("events.out.tfevents.*"):
+                events.unlink()
             self.left = []
         self._log = open(self.path / "log.txt", "ab", buffering=0)  # noqa: SIM115 (kept open)
 
@@ -287,6 +287,12 @@ def read_status(folder: Path | str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
+
+
+def of_processes(folder: Path) -> list[str]:
+    """Names of what several processes write, of which there is a file, or the beginning of one."""
+    found = (re.match(r"\.?(last-\d+-\d+-[ab]\.pth|pool-\d+-\d+\.bin)", entry.name) for entry in folder.iterdir())
+    return [match[1] for match in found if match]
 
 
 def _plain_names(names: Any) -> list[str]:

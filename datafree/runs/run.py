@@ -192,6 +192,7 @@ class Run:
             self._saved = progress.epoch, self.folder.seconds()
             self.folder.status("stopped" if stopped else "running", epoch=progress.epoch)
         if stopped:
+            processes.stopped()
             raise Stopped(stopped, f"stopped after epoch {progress.epoch}; go on: {self.go_on}")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -238,6 +239,7 @@ def opened(
         if processes.agreed(folder.complete()):
             yield None
             return
+        processes.begun()
         folder.save_config({**config, "environment": environment(f"{compute.device}, {compute.precision}")})
         for line in remarks:
             folder.log(line)

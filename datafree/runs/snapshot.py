@@ -21,10 +21,11 @@ from torch import Tensor
 
 from .. import files, processes
 from ..data.pool import ImagePool
+from ..engine.randomness import OWN as OF_ONE
 from ..errors import UserError
 
 STATE_FILE, POOL_FILE = "last.pth", "pool.bin"
-OF_PROCESSES = ("last-*-*-[ab].pth", "pool-*-*.bin")  # what several of them write
+OF_PROCESSES = ("last-[0-9]*-[0-9]*-[ab].pth", "pool-[0-9]*-[0-9]*.bin")  # what several of them write
 OWN = ("streams", "method")  # parts that differ from process to process
 ANEW = "start anew with --overwrite"
 
@@ -67,7 +68,7 @@ class Snapshot:
     def __init__(self, folder: Path, parts: Mapping[str, Stateful], pool: ImagePool | None = None):
         self.folder, self.parts, self.pool = Path(folder), dict(parts), pool
         self._checksums: list[int] = []  # CRC-32 of each chunk that is in pool.bin
-        self._turn = "a"
+        self._turn, self._before = "a", processes.size()  # number of processes that saved what is there
 
     def save(self) -> None:
         """Writes the state of now. Raises UserError where the disk is full or the folder gone; the last stays whole.
@@ -89,6 +90,17 @@ class Snapshot:
         if rank == 0:
             files.save(own | {"processes": size, "turn": self._turn}, self.folder / STATE_FILE)
         processes.wait_for_all()  # before any file of the turn before may be written over
+        if rank == 0 and size != self._before:
+            self._remove_others()
+
+    def _remove_others(self) -> None:
+        """What another number of processes had saved."""
+        self._before, size = processes.size(), processes.size()
+        kept = {own_file(self.folder, k, size, turn) for k in range(1, size) for turn in "ab"}
+        kept |= {pool_file(self.folder, k, size) for k in range(size)}
+        for pattern in (*OF_PROCESSES, POOL_FILE):
+            for file in {*self.folder.glob(pattern)} - kept:
+                file.unlink()
 
     def load(self) -> list[str]:
         """Restores every part; leaves them where nothing was saved yet.
@@ -105,13 +117,16 @@ class Snapshot:
         common = _state(path)
         size, rank, before = processes.size(), processes.rank(), common.get("processes", 1)
         try:
-            self._turn = common.get("turn", "a")
+            self._turn, self._before = common.get("turn", "a"), before
             own = common if rank == 0 else None
             if 0 < rank < before:
                 own = _state(own_file(self.folder, rank, before, self._turn))
             for name, part in self.parts.items():
-                if own is not None or name != "streams":  # a process that is new begins its own
-                    part.load_state_dict((own or common)[name] if name in OWN else common[name])
+                state = (own or common)[name] if name in OWN else common[name]
+                if name == "streams":  # those of all, and its own; a process that is new begins its own
+                    alike = {stream: value for stream, value in common[name].items() if OF_ONE not in stream}
+                    state = alike | (own[name] if own else {})
+                part.load_state_dict(state)
             self._restore_global(own)
             if self.pool is not None and before == size:
                 chunks, checksums = list(own["pool_chunks"]), list(own["pool_checksums"])
