@@ -205,6 +205,8 @@ class Trial:
         fitting = {0, 128 + self.number, *at_once, *lost, -signal.SIGKILL}
         if not (stopped or {status, *others} & at_once) or not {status, *others} <= fitting:
             raise SystemExit(f"left with status {[status, *others]}, {state}:\n{terminal.read_text()}")
+        if {status, *others} & lost and "processes has ended" not in terminal.read_text():
+            raise SystemExit(f"nobody said that another was gone:\n{terminal.read_text()}")
         self.tally["noticed by the other"] += bool({status, *others} & lost)
         self.tally["stopped in good order"] += stopped
         self.tally["before the first state was saved"] += not any(root.glob("*/last.pth"))

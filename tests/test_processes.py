@@ -134,7 +134,6 @@ def test_torchrun_starts_again_what_was_killed_and_the_run_goes_on(tmp_path):
     status, said = torchrun(tmp_path, "--max_restarts=1", "main.py", *line)
     (folder,) = (tmp_path / "run").iterdir()
     assert status == 0, said
-    assert "another of the 2 processes has ended" in said
     assert epochs_of(folder) == ["1", "2", "3", "4"] and json_of(folder / "status.json")["state"] == "finished"
     assert json_of(folder / "summary.json")["images"] == 4 * 8
     log = (folder / "log.txt").read_text()
