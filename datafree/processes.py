@@ -88,17 +88,17 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     if _started(*LAUNCHERS[0], environment) and all(name in environment for name in OF_TORCHRUN):
         _meet(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
         return
-    for size, rank in launchers:
-        if _started(size, rank, environment):
+    for count, number in launchers:
+        if _started(count, number, environment):
             raise UserError(
-                f"started as {environment[size]} processes ({size}), which do not know where to meet",
+                f"started as {environment[count]} processes ({count}), which do not know where to meet",
                 "start them with torchrun (docs/cluster.md), in Slurm with srun --ntasks-per-node=1 torchrun ...; a "
                 "run of one process is started once",
             )
 
 
-def _started(size: str, rank: str, environment: Mapping[str, str]) -> bool:
-    return rank in environment and _count(environment.get(size, "")) > 1
+def _started(count: str, number: str, environment: Mapping[str, str]) -> bool:
+    return number in environment and _count(environment.get(count, "")) > 1
 
 
 def _count(text: str) -> int:
@@ -122,9 +122,8 @@ def _meet(rank: int, size: int) -> None:
         what = f"process {rank} of {size} does not find the others: {str(error).splitlines()[0]}"
         raise UserError(what, "see whether all were started, and MASTER_ADDR and MASTER_PORT can be reached") from None
     _rank, _size = rank, size
-    begun, stopped = agreed([_all_starts.check([key]) if rank == 0 else False for key in (BEGUN, STOPPED)])
-    _anew = begun
-    if stopped:
+    _anew, had_to_stop = agreed([rank == 0 and _all_starts.check([key]) for key in (BEGUN, STOPPED)])
+    if had_to_stop:
         raise UserError("the run was asked to stop, and has saved", "go on with --resume, in another job")
 
 
@@ -134,26 +133,26 @@ def _this_start(store: Any, rank: int, size: int) -> str:
     torchrun keeps one store for all of its starts, in which old processes have left where they could be reached, and
     counts starts by node. So the first process names the start, and each other one answers until it is answered itself.
     """
-    me = uuid4().hex
+    me, since = uuid4().hex, time.monotonic()
+
+    def said(key: str) -> str:
+        if time.monotonic() - since > TIMEOUT:
+            raise RuntimeError(f"waited {TIMEOUT} s for {key}")
+        time.sleep(MOMENT)
+        return store.get(f"{MEETING}/{key}").decode() if store.check([f"{MEETING}/{key}"]) else ""
+
     if rank == 0:
         store.set(f"{MEETING}/start", me)
         for other in range(1, size):
-            answer, since = "", time.monotonic()
-            while not answer.startswith(me):
-                if time.monotonic() - since > TIMEOUT:
-                    raise RuntimeError(f"process {other} has not come for {TIMEOUT} s")
-                time.sleep(MOMENT)
-                known = store.check([f"{MEETING}/{other}"])
-                answer = store.get(f"{MEETING}/{other}").decode() if known else ""
-            store.set(f"{MEETING}/{other}/welcome", answer)
+            while not (answer := said(f"process {other}")).startswith(me):
+                pass
+            store.set(f"{MEETING}/welcome, {other}", answer)
         return me
-    while True:
-        start = store.get(f"{MEETING}/start").decode()  # waits until there is one
-        store.set(f"{MEETING}/{rank}", start + me)
-        time.sleep(MOMENT)
-        welcome = f"{MEETING}/{rank}/welcome"
-        if store.check([welcome]) and store.get(welcome).decode() == start + me:
-            return start
+    start = ""
+    while not start or said(f"welcome, {rank}") != start + me:
+        start = said("start")
+        store.set(f"{MEETING}/process {rank}", start + me)
+    return start
 
 
 def begun() -> None:
