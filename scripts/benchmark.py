@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from floors import Measure, floors, flops, matmul_rate, timed, unit
+from floors import Measure, Times, floors, flops, matmul_rate, operations, timed, unit
 
 import registry
 from datafree.cli.program import run_program
@@ -49,6 +50,8 @@ from main import command_line
 
 BATCHES, POOLS = (1, 2, 4), (1_000, 10_000, 100_000)
 TRAIN_STEPS, TEST_IMAGES = 4, 1000
+STEPS_ON_GPU = 10  # of a floor, timed together: a GPU is to be kept waiting for the processor no more than in a loop
+SMALL_MATRICES = (512,)
 FLAGS = {  # of main.py, with what they are here unless given; chosen by us to finish in minutes on two cores
     "teacher": "resnet20",
     "student": "resnet8",
@@ -119,32 +122,33 @@ def random_classifier(name: str, spec: DatasetSpec) -> Classifier:
     return classifier
 
 
-def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: int, folder: Path) -> dict[str, Any]:
-    """Everything, at one batch size."""
+def measured(
+    values: Namespace, spec: DatasetSpec, compute: Compute, repeats: int, folder: Path, small: bool = False
+) -> dict[str, Any]:
+    """Everything, at one batch size; where ``small``, against small matrix products and without the unit."""
     device.reset_peak_memory(compute.device)
     teacher, student = (random_classifier(name, spec) for name in (values.teacher, values.student))
-    measures = floors(teacher.network, student.network, values, spec.shape, compute.device)
-    measures["train"] = training(copy.deepcopy(teacher), values, compute, spec)
-    measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
-    job = prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute)
+    measures, steps = beside(teacher, student, values, compute, spec)
+    if not small:
+        measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
+    job, said = prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute), []
     job.targets.observed = True  # of the attack: P as it began will do
+    job.compiling.say = said.append
     with RunFolder(folder) as opened:
         hot = hot_path(job, opened)
         times = timed(measures | hot, repeats, compute.device)
         memory = device.peak_memory_mb(compute.device)
-        counts = {name: flops(hot[name]) for name in ("kd", "synth")}
-    rate = matmul_rate(compute)
-    times["kd"], times["train"] = times["kd"].each(values.kd_steps), times["train"].each(TRAIN_STEPS)
+        started = {name: operations(hot[name]) for name in ("kd", "synth")}
+        counts = {name: flops(hot[name]) for name in started}
+    rate = matmul_rate(compute, SMALL_MATRICES if small else None)
+    times |= {name: times[name].each(count) for name, count in (steps | {"kd": values.kd_steps}).items()}
     counts["kd"] /= values.kd_steps
     return {
         "batch_size": values.batch_size,
+        "networks": str(job.compiling).removeprefix("; ") or "networks eager",
+        "remarks": said,
         "seconds": {name: {"median": t.median, "spread": t.spread, "all": t.seconds} for name, t in times.items()},
-        "ratios": {
-            "kd/floor_kd": times["kd"].over(times["floor_kd"]),
-            "synth/floor_synth": times["synth"].over(times["floor_synth"]),
-            "train/floor_train": times["train"].over(times["floor_train"]),
-            "round/unit": times["round"].over(times["unit"]),
-        },
+        "ratios": ratios(times),
         "samples_per_second": {
             "kd": values.batch_size / times["kd"].median,
             "synth": values.batch_size * values.g_steps / times["synth"].median,
@@ -152,10 +156,39 @@ def measured(values: Namespace, spec: DatasetSpec, compute: Compute, repeats: in
             "eval": TEST_IMAGES / times["eval"].median,
         },
         "matmul_tflops": rate / 1e12,
+        "operations": {"kd": started["kd"] / values.kd_steps, "synth": started["synth"] / values.g_steps},
         "share_of_matmul_rate": {name: count / times[name].median / rate for name, count in counts.items()},
         "peak_memory_mb": memory,
         "pool_bytes_per_image": job.pool.bytes_per_image,
     }
+
+
+def beside(
+    teacher: Classifier, student: Classifier, values: Namespace, compute: Compute, spec: DatasetSpec
+) -> tuple[dict[str, Measure], dict[str, int]]:
+    """The floors and training; and by name how many steps those are that are timed several together."""
+    measures, steps = floors(teacher.network, student.network, values, spec.shape, compute.device), {}
+    if compute.device.type == "cuda":
+        steps = dict.fromkeys(("floor_kd", "floor_train"), STEPS_ON_GPU)
+        measures |= {name: repeated(measures[name], count) for name, count in steps.items()}
+    measures["train"] = training(copy.deepcopy(teacher), values, compute, spec)
+    return measures, steps | {"train": TRAIN_STEPS}
+
+
+def ratios(times: Mapping[str, Times]) -> dict[str, float]:
+    """Of the hot path over its floors, of a round over the unit where that was measured."""
+    pairs = [("kd", "floor_kd"), ("synth", "floor_synth"), ("train", "floor_train"), ("round", "unit")]
+    return {f"{a}/{b}": times[a].over(times[b]) for a, b in pairs if b in times}
+
+
+def repeated(measure: Measure, count: int) -> Measure:
+    """So many calls as one."""
+
+    def calls() -> None:
+        for _ in range(count):
+            measure()
+
+    return calls
 
 
 def hot_path(job: Job, folder: RunFolder) -> dict[str, Measure]:
@@ -251,9 +284,13 @@ def report(found: dict[str, Any]) -> str:
     lines += ["", *(f"{name}: {ratio:.3f}" for name, ratio in found["ratios"].items())]
     shown = ", ".join(f"{name} {rate:,.0f}" for name, rate in found["samples_per_second"].items())
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found["share_of_matmul_rate"].items())
+    started = found["operations"]
     return "\n".join(
         [
             *lines,
+            *found["remarks"],
+            found["networks"],
+            f"operations: {started['kd']:.0f} a distillation step, {started['synth']:.0f} a synthesis iteration",
             f"samples a second: {shown}",
             f"largest matrix product rate here: {found['matmul_tflops']:.3g} TFLOP/s; of it {shares}",
             f"peak memory {found['peak_memory_mb']:,.0f} MiB; pool {found['pool_bytes_per_image']:,} bytes an image",

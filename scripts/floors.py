@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.engine.device import Compute, synchronise
@@ -24,6 +25,7 @@ from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenera
 
 Measure = Callable[[], object]
 MATRICES = (1024, 2048, 4096)  # sides of the products whose rate is the yardstick
+MATRICES_ON_GPU = (2048, 4096, 8192)  # smaller ones end before the next is started
 
 
 @dataclass(frozen=True)
@@ -166,18 +168,39 @@ def floors(
 
 
 def flops(measure: Measure) -> int:
-    """Floating-point operations of one call, two a multiplication with addition; products and convolutions count."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of one call, two a multiplication with addition; products and convolutions count.
+
+    Compiled networks run as they are meanwhile: what a compiler makes of them is not seen by whoever counts.
+    """
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         measure()
     return counter.get_total_flops()
 
 
-def matmul_rate(compute: Compute, sizes: Sequence[int] = MATRICES, repeats: int = 5) -> float:
+class _Counter(TorchDispatchMode):
+    """Every operation that reaches a device, those of the backward pass too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def operations(measure: Measure) -> int:
+    """Operations that one call starts, backward passes included; compiled networks run as they are meanwhile."""
+    with torch.compiler.set_stance("force_eager"), _Counter() as counter:
+        measure()
+    return counter.count
+
+
+def matmul_rate(compute: Compute, sizes: Sequence[int] | None = None, repeats: int = 5) -> float:
     """The most floating-point operations a second of a square matrix product in this precision.
 
     The best of all sizes and of two ways to ask for it, as a product and as a 1x1 convolution: on a CPU these are
-    computed by different libraries, of which either may be the faster one.
+    computed by different libraries, of which either may be the faster one. Sizes: MATRICES unless given.
     """
+    sizes = sizes or (MATRICES_ON_GPU if compute.device.type == "cuda" else MATRICES)
     dtype, best = torch.bfloat16 if compute.bf16 else torch.float32, 0.0
     for size in sizes:
         a = torch.randn(size, size, device=compute.device, dtype=dtype)

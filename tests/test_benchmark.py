@@ -52,6 +52,13 @@ def test_operations_are_two_a_multiplication():
     assert flops(lambda: a @ b) == 2 * 3 * 5 * 7
 
 
+def test_operations_started_are_counted_with_those_of_the_backward_pass():
+    x = torch.ones(3)
+    assert floors.operations(lambda: x.exp().sum()) == 2
+    x.requires_grad_()
+    assert floors.operations(lambda: x.exp().sum().backward()) > floors.operations(lambda: x.exp().sum())
+
+
 def test_the_fastest_product_of_any_size_counts(monkeypatch):
     took = {2: (1.0, 0.5), 4: (8.0, 0.25)}  # seconds as a product, as a convolution
     sizes = iter(took)
@@ -82,7 +89,7 @@ def test_the_benchmark_runs_to_its_end_and_writes_every_number(tmp_path, monkeyp
     monkeypatch.setattr(program, "BATCHES", (1, 2))
     monkeypatch.setattr(program, "POOLS", (20, 40))
     monkeypatch.setattr(program, "unit", lambda network, device: lambda: torch.ones(9).exp())
-    monkeypatch.setattr(program, "matmul_rate", lambda compute: 1e9)
+    monkeypatch.setattr(program, "matmul_rate", lambda compute, sizes: 1e9)
     monkeypatch.setattr(program, "TEST_IMAGES", 16)
     tiny = "--repeats 1 --batch_size 4 --g_steps 1 --kd_steps 1 --ngf 8 --p_width 4 --precision fp32 --hl --growth"
     program.main([*tiny.split(), "--json", str(file)])
@@ -95,4 +102,5 @@ def test_the_benchmark_runs_to_its_end_and_writes_every_number(tmp_path, monkeyp
     assert found["pool_bytes_per_image"] == 2 * 3072 + 8 and found["settings"]["batch_size"] == 4
     assert [row["batch_size"] for row in found["growth"]["batches"]] == [4, 8]
     assert list(found["growth"]["pools"]) == ["20", "40"] and found["growth"]["pools"]["20"]["ratio"] == 1
-    assert "kd/floor_kd" in printed and "| pool images |" in printed
+    assert found["networks"] == "networks eager" and found["remarks"] == [] and min(found["operations"].values()) > 100
+    assert "kd/floor_kd" in printed and "a synthesis iteration" in printed and "| pool images |" in printed

@@ -1,8 +1,8 @@
 """How many operations a round starts: on a GPU, small networks take as long as it takes to start them one by one."""
 
+import floors
 import torch
 from conftest import FP32, small_context
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import registry
 from datafree.engine.frozen import frozen
@@ -15,16 +15,6 @@ OPERATIONS, FOR_L_BN = (
 SLACK = 1.03 if torch.__version__ >= "2.9" else 1.08  # 2.6 starts 6 % more
 
 
-class Counter(TorchDispatchMode):
-    """Every operation that reaches a device, those of the backward pass too."""
-
-    count = 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.count += 1
-        return operator(*args, **(kwargs or {}))
-
-
 def operations(with_L_bn):
     spec = registry.DATASETS["cifar10"]
     teacher, student = (registry.classifier(name, spec) for name in ("wrn40_2", "wrn16_1"))
@@ -33,10 +23,9 @@ def operations(with_L_bn):
     if not with_L_bn:
         method.priors.remove()
     method.synthesize(warmup=False)  # what is done once, and the average of BN statistics
-    with Counter() as counter:
-        method.synthesize(warmup=False)
+    count = floors.operations(lambda: method.synthesize(warmup=False))
     assert (method.context.read().series["loss_bn"][-1] > 0) == with_L_bn
-    return counter.count
+    return count
 
 
 def test_a_round_of_one_iteration_starts_no_more_operations_than_it_did():
