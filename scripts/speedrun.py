@@ -54,8 +54,8 @@ def main(argv: list[str]) -> None:
     print(markdown(pd.DataFrame([{"mark %": args.mark, "n": len(rows)} | means])))
 
 
-def timed(line: Sequence[str], mark: float) -> dict[str, float | None]:
-    """One run of main.py, begun anew.
+def timed(line: Sequence[str], mark: float, whole: bool = False) -> dict[str, float | None]:
+    """One run of main.py, begun anew, stopped where it has shown the mark unless it is wanted ``whole``.
 
     Returns:
         seconds and epoch of the mark, None where it is not reached; and the seconds until the first epoch had ended.
@@ -72,8 +72,8 @@ def timed(line: Sequence[str], mark: float) -> dict[str, float | None]:
             ended = process.poll() is not None
             now = time.perf_counter() - began
             seen += [(now, row) for row in rows_of(file)[len(seen) :]]
-            at = reached([row["accuracy"] for _, row in seen], mark, ended)
-            if at is not None or ended:
+            at = reached([row.get("accuracy") or "" for _, row in seen], mark, ended)
+            if ended or (at is not None and not whole):
                 break
             time.sleep(POLL_SECONDS)
     finally:

@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 import pytest
 from conftest import user_error
-from programs import ROOT, json_of
+from programs import ROOT, TINY, json_of
 
 from scripts import speedrun
 
@@ -46,6 +46,14 @@ def test_runs_are_timed_and_stopped_at_the_mark(tmp_path):
     assert (rows.epoch < 20).all() and "±" in text
     (folder,) = tmp_path.glob("*-s1")
     assert json_of(folder / "status.json")["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_wanted_whole_goes_on_after_the_mark(tmp_path):
+    """Its first epoch is of warm-up: there is no accuracy in metrics.csv yet."""
+    found = speedrun.timed([*TINY, "--run_root", str(tmp_path)], 0, whole=True)
+    (folder,) = tmp_path.iterdir()
+    assert found["epoch"] == 2 and json_of(folder / "status.json")["state"] == "finished"
 
 
 def test_a_run_that_fails_is_said_in_one_line(tmp_path):
