@@ -93,6 +93,7 @@ def test_the_guard_notices_a_reading(read, no_reading):
         read(torch.ones(2, dtype=torch.int64))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("what", FLAGS)
 def test_a_round_on_a_gpu_does_not_synchronise(what, tmp_path):
