@@ -39,6 +39,7 @@ import main as main_program
 import train_scratch
 from datafree.cli.program import run_program
 from datafree.runs.folder import WRITTEN, read_status
+from datafree.runs.stopping import SIGNALS
 
 PROGRAMS = {"main.py": main_program, "train_scratch.py": train_scratch}
 SMALL = {
@@ -101,6 +102,8 @@ def fork(program: str, argv: list[str], output: Path, environment: dict[str, str
     if pid:
         return pid
     os.environ.update(environment)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # as a program begins, whatever this process listens for
     terminal = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)

@@ -1,6 +1,7 @@
 """What several test files share: small classifiers and generator, a context, and how a user's mistake looks."""
 
 import contextlib
+import signal
 import socket
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from datafree.methods.aeahl_rg import build_generator
 from datafree.models.classifier import Classifier
 from datafree.models.generator import ReusableGenerator
 from datafree.models.head_input import HeadInput
+from datafree.runs.stopping import SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -36,6 +38,16 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """Whatever a test or a library in it listens for, the next test, or a process that it forks, does not."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

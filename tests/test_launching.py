@@ -138,6 +138,7 @@ def test_a_failure_without_a_word_is_told_by_the_status_of_its_run(queue, tmp_pa
 
 
 def test_a_run_that_is_asked_to_stop_before_it_has_begun_is_told_once_it_has(tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
     process = Process([sys.executable, "-c", "import time; time.sleep(60)"])
     process.stop()
     assert process().status
