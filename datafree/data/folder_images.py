@@ -7,7 +7,7 @@ signals that are meant for the run, and end with it.
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .image_files import centre, load_pixels, quieten, random_crop, size_of
 from .placement import host_memory
-from .specs import Images, Shape, Size, TensorImages
+from .specs import Images, Shape, Size, TensorImages, batched
 
 Samples = list[tuple[str, int]]  # path, class index
 Batch = tuple[Tensor, Tensor]
@@ -98,7 +98,8 @@ class FolderImages:
 
     def batches(self, batch_size: int, device: torch.device | str) -> Iterator[Batch]:
         """See ``Images.batches``. Raises DamagedData at an image that cannot be read."""
-        return self._read(range(len(self)), batch_size, device, lambda image, index: centre(image, self.size))
+        rows = batched(range(len(self)), batch_size)
+        return self._read(rows, device, lambda image, index: centre(image, self.size))
 
     def shuffled(
         self,
@@ -111,30 +112,24 @@ class FolderImages:
         """See ``Images.shuffled``. Raises DamagedData at an image that cannot be read."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
-        if drop_last:  # and a rest that could not be shared out
-            whole = batch_size if len(order) > batch_size else part[1]
-            order = order[: len(order) // whole * whole]
 
         def crop(image: Image, index: int) -> Image:
             if not self.crops:
                 return centre(image, self.size)
             return random_crop(image, self.size, torch.Generator().manual_seed((seed + index) % 2**63))
 
-        return self._read(order, batch_size, device, crop, part)
+        return self._read(batched(order, batch_size, drop_last, part), device, crop)
 
     def _read(
         self,
-        order: Sequence[int],
-        batch_size: int,
+        batches: Iterable[Sequence[int]],
         device: torch.device | str,
         crop: Callable[[Image, int], Image],
-        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         pin, started = torch.device(device).type == "cuda", deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="images") as readers:
             try:
-                for first in range(0, len(order), batch_size):
-                    rows = order[first : first + batch_size][part[0] :: part[1]]
+                for rows in batches:
                     started.append(self._start(readers, rows, crop, pin))
                     if len(started) > AHEAD:
                         yield _finished(*started.popleft(), device)

@@ -131,6 +131,17 @@ def test_images(spec: DatasetSpec, data_root: Path, download: bool) -> tuple[Ima
         return None, [f"no accuracy, for want of test images: {error.what}"]
 
 
+def batched(
+    order: Sequence[int] | Tensor, batch_size: int, drop_last: bool = False, part: tuple[int, int] = (0, 1)
+) -> Iterator[Sequence[int] | Tensor]:
+    """Rows in that order, batch by batch: see ``Images.shuffled``. A rest that could not be shared out goes, too."""
+    if drop_last:
+        whole = batch_size if len(order) > batch_size else part[1]
+        order = order[: len(order) // whole * whole]
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size][part[0] :: part[1]]
+
+
 class TensorImages:
     """A split that fits in memory: one tensor, indexed where it lies; no loader, no workers.
 
@@ -177,9 +188,5 @@ class TensorImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Images.shuffled``; the order depends on the kind of device that ``generator`` lives on."""
         order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.images.device)
-        if drop_last:  # and a rest that could not be shared out
-            whole = batch_size if len(order) > batch_size else part[1]
-            order = order[: len(order) // whole * whole]
-        for batch in order.split(batch_size):
-            chosen = batch[part[0] :: part[1]]
+        for chosen in batched(order, batch_size, drop_last, part):
             yield self.images[chosen].to(device), self.labels[chosen].to(device)
