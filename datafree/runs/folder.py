@@ -25,7 +25,7 @@ from tqdm import tqdm
 from .. import files
 from ..errors import UserError, first_line
 from .metrics import COUNTER, Metrics
-from .snapshot import POOL_FILE, STATE_FILE
+from .snapshot import POOL_FILE, STATE_FILE, of_processes
 
 FORMAT = 2  # of config.json and last.pth; another's runs are read, but not resumed
 LOCK_FILE, STATUS_FILE, METRICS_FILE = ".lock", "status.json", "metrics.csv"
@@ -287,12 +287,6 @@ def read_status(folder: Path | str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
-
-
-def of_processes(folder: Path) -> list[str]:
-    """Names of what several processes write, of which there is a file, or the beginning of one."""
-    found = (re.match(r"\.?(last-\d+-\d+-[ab]\.pth|pool-\d+-\d+\.bin)", entry.name) for entry in folder.iterdir())
-    return [match[1] for match in found if match]
 
 
 def _plain_names(names: Any) -> list[str]:

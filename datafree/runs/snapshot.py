@@ -11,6 +11,7 @@ images are dealt out anew, and each process takes the streams of the one that ha
 """
 
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,6 @@ from ..engine.randomness import OWN as OF_ONE
 from ..errors import UserError
 
 STATE_FILE, POOL_FILE = "last.pth", "pool.bin"
-OF_PROCESSES = ("last-[0-9]*-[0-9]*-[ab].pth", "pool-[0-9]*-[0-9]*.bin")  # what several of them write
 OWN = ("streams", "method")  # parts that differ from process to process
 ANEW = "start anew with --overwrite"
 
@@ -46,6 +46,12 @@ def pool_file(folder: Path, rank: int, size: int) -> Path:
 def own_file(folder: Path, rank: int, size: int, turn: str) -> Path:
     """What a process other than the first saves of its own."""
     return folder / f"last-{size}-{rank}-{turn}.pth"
+
+
+def of_processes(folder: Path) -> list[str]:
+    """Names of what several processes write, of which there is a file, or the beginning of one."""
+    found = (re.match(r"\.?(last-\d+-\d+-[ab]\.pth|pool-\d+-\d+\.bin)", entry.name) for entry in folder.iterdir())
+    return [match[1] for match in found if match]
 
 
 def saved_part(folder: Path, name: str) -> Mapping[str, Any] | None:
@@ -98,9 +104,8 @@ class Snapshot:
         self._before, size = processes.size(), processes.size()
         kept = {own_file(self.folder, k, size, turn) for k in range(1, size) for turn in "ab"}
         kept |= {pool_file(self.folder, k, size) for k in range(size)}
-        for pattern in (*OF_PROCESSES, POOL_FILE):
-            for file in {*self.folder.glob(pattern)} - kept:
-                file.unlink()
+        for file in {self.folder / name for name in (*of_processes(self.folder), POOL_FILE)} - kept:
+            file.unlink(missing_ok=True)
 
     def load(self) -> list[str]:
         """Restores every part; leaves them where nothing was saved yet.
