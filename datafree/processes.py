@@ -216,17 +216,11 @@ def first_to_fail() -> bool:
         return True
 
 
-# What is shared out ---------------------------------------------------------------------------------------------------
-
-
 def share(count: int, name: str) -> int:
     """This process's part of a batch, or of another number of images. Raises UserError where a batch has none."""
     if count % _size and name.endswith("batch_size"):
         raise UserError(f"--{name} {count} is of all {_size} processes, which cannot share it", "give a multiple")
     return max(1, count // _size)
-
-
-# What is found out together: plain values ----------------------------------------------------------------------------
 
 
 def agreed(value: Any) -> Any:
@@ -274,9 +268,6 @@ def total(values: Tensor) -> Tensor:
 def wait_for_all() -> None:
     """Until every process is here."""
     largest(0)
-
-
-# What is found out together: gradients and statistics -----------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -12,9 +12,11 @@ prepare requirements.txt
 
 dataset=${DATASET:-digits} teacher=${TEACHER:-wrn16_1} student=${STUDENT:-resnet8}
 first_dataset=${FIRST_DATASET:-$dataset} first_teacher=${FIRST_TEACHER:-resnet20}
-seeds=${SEEDS:-0 1 2} flags=${FLAGS:-} root=run given=("$@")
-for at in "${!given[@]}"; do
-    case ${given[at]} in --run_root) root=${given[at + 1]} ;; --run_root=*) root=${given[at]#*=} ;; esac
+seeds=${SEEDS:-0 1 2} flags=${FLAGS:-} root=run before=
+for word in "$@"; do
+    case $before in --run_root) root=$word ;; esac
+    case $word in --run_root=*) root=${word#*=} ;; esac
+    before=$word
 done
 name=modes-$first_dataset-$first_teacher-to-$dataset-$teacher-$student
 first="$root/anew-$first_dataset-$first_teacher-$student-$name-first-first_task-s{seed}"
