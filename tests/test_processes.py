@@ -53,7 +53,7 @@ EQUAL = {  # check of together.py: how far the two may be from one
     "norm, cumulative": {"out": ROUNDING, "gradient": ROUNDING, "mean": 1e-6, "variance": 1e-6},
     "moments": {"value": ROUNDING, "gradient": ROUNDING},
     "class balance": ROUNDING,
-    "synthesis fp32": {"loss": ROUNDING, "theta": ROUNDING, "z": 1e-4},
+    "synthesis fp32": {"loss": ROUNDING, "theta": ROUNDING, "z": 1e-4, "images": ROUNDING, "after": ROUNDING},
     "synthesis bf16": {"loss": BF16_ROUNDING, "theta": BF16_ROUNDING, "z": BF16_ROUNDING},
     "distillation": {"student": ROUNDING, "apart": 0},
     "training": ROUNDING,

@@ -105,7 +105,7 @@ def class_balance():
 
 
 def synthesis(compute):
-    """Gradients of one generator iteration: of theta' and of z; then the images of a whole round."""
+    """Gradients of one generator iteration, of theta' and of z; then a whole round: its images, and theta after it."""
     how = {"synthesis_batch_size": 2 * B, "nz": NZ, "ngf": NGF, "g_steps": STEPS, "adv": 1.3}
     config = AeahlRg.Config(**how)
     z = both(lambda rng: torch.randn(B, NZ, generator=rng))
@@ -121,12 +121,26 @@ def synthesis(compute):
         loss = method.context.backward(loss, [*theta, z])
         return loss, [p.grad for p in theta], z.grad
 
+    def a_round(config, z, y):
+        method, draw = AeahlRg(context(), config), torch.randint
+
+        def given(*args, **how):  # the classes; the crops, which draw too, are of no pixels here
+            return y.clone() if args[0] == CLASSES else draw(*args, **how)
+
+        with patch.object(method, "noise", lambda rng: z.clone()), patch.object(torch, "randint", given):
+            images = method.synthesize(warmup=False).images
+        with torch.no_grad():
+            return images, method.generator(z)
+
     ours = gradients(AeahlRg(context(), config.share()), mine(z), mine(y))
     theirs = alone(lambda: gradients(AeahlRg(context(), config), z, y))
+    made, whole = a_round(config.share(), mine(z), mine(y)), alone(a_round, config, z, y)
     return {
         "loss": distance([ours[0]], [theirs[0]]),
         "theta": distance(ours[1], theirs[1]),
         "z": distance([ours[2]], [mine(theirs[2])]),
+        "images": distance([made[0]], [mine(whole[0])]),
+        "after": distance([made[1]], [mine(whole[1])]),
     }
 
 
