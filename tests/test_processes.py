@@ -152,6 +152,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_so(after, tmp_p
     line, said = [*QUICK, *sizes], tmp_path / "terminal.txt"
     at_epoch(2)
     assert wait(start("main.py", line, said, 2)) == [143, 143]
+    assert "go on: torchrun --nproc_per_node=2 main.py --resume" in said.read_text()
     at_epoch(0)
     assert wait(start("main.py", [*line, "--resume"], said, after)) == [0] * after
     folder = tmp_path / "run" / FOLDER

@@ -244,7 +244,10 @@ def opened(
         for line in remarks:
             folder.log(line)
         program = sys.argv[0] if Path(sys.argv[0]).name == config["program"] else config["program"]
-        by_hand = shlex.join(["python", program, "--resume", str(path)])
+        starter = ["python"]
+        if processes.size() > 1:
+            starter = ["torchrun", f"--nproc_per_node={processes.local()[1]}"]
+        by_hand = shlex.join([*starter, program, "--resume", str(path)])
         go_on = by_hand if config["program"].endswith(".py") else "call it again with resume=True"
         yield Run(folder, Snapshot(path, parts, pool), values.epochs, compute, values.save_every, stop, go_on)
 
