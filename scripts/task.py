@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROGRAM = Path(__file__).resolve().parents[1] / "main.py"
+LISTEN_SECONDS = 1.0
 
 if os.name == "nt":  # a group there is what a session is elsewhere
     APART, INTERRUPT = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}, signal.CTRL_BREAK_EVENT
@@ -77,7 +78,10 @@ class Process:
 
     def wait(self) -> Ended:
         with self._errors:
-            status = self.process.wait()
+            while self.process.poll() is None:  # a signal just before a wait without end would be heard after it
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(timeout=LISTEN_SECONDS)
+            status = self.process.returncode
             self._errors.seek(0)
             said = self._errors.read().strip().splitlines()
         return Ended(status, said[-1] if said else "")

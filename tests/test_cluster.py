@@ -75,10 +75,12 @@ def test_before_its_time_is_over_a_run_saves_once_and_is_begun_again(queue, stan
         wrapper = int(lines_of(tmp_path, "begun", 1)[0].split()[3])
         os.kill(wrapper, signal.SIGTERM)  # what preemption sends first
         os.kill(wrapper, signal.SIGUSR2)
+        (tmp_path / "both").touch()
 
     thread = threading.Thread(target=end_of_time)
     thread.start()
-    failed, folders, lines = queue([job("a", "--sleep", "60")], executor="slurm")
+    plan = [job("a", "--sleep", "60", "--leave_after", str(tmp_path / "both"))]
+    failed, folders, lines = queue(plan, executor="slurm")
     thread.join()
     assert failed == {} and folders == [tmp_path / "a"]
     assert told(lines) == [[what, "a"] for what in ("begun", "saved", "begun", "ended")]

@@ -25,6 +25,8 @@ log = lambda what: open(root / "log.txt", "a").write(
     f"{what} {words['--tag']} {os.environ.get('GPU')} {os.getppid()}\\n"
 )
 def leave(number, frame):
+    while "--leave_after" in words and not os.path.exists(words["--leave_after"]):
+        time.sleep(0.02)
     log("saved")
     sys.exit(130)
 before = (root / "log.txt").read_text() if (root / "log.txt").exists() else ""
