@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import torchvision
 from conftest import user_error
 from torch import nn
 
@@ -49,6 +50,16 @@ def test_an_untrained_network_takes_what_the_data_set_has_unless_its_architectur
     assert takes(registry.classifier("torchvision:squeezenet1_1", DIGITS)) == ((32, 32), HALF, HALF)
     with torch.device("meta"):  # of its many weights none is made
         assert registry.classifier("torchvision:vit_b_32", DIGITS).img_size == (224, 224)
+
+
+def test_weights_of_torchvision_come_with_the_size_mean_and_std_that_they_were_trained_on(monkeypatch):
+    trained = torchvision.models.squeezenet1_1().state_dict()
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: trained)
+    spec = dataclasses.replace(DIGITS, num_classes=1000)
+    for weights in ("DEFAULT", "IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"):
+        own = registry.classifier(f"torchvision:squeezenet1_1,weights={weights}", spec, weights="own")
+        assert takes(own) == ((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert all(torch.equal(value, trained[key]) for key, value in own.network.state_dict().items())
 
 
 def test_the_first_convolution_is_made_for_the_channels_that_are_wanted():

@@ -219,7 +219,14 @@ def _torchvision(
     how = arguments if "weights" in arguments else {"weights": None, "num_classes": num_classes} | arguments
     network = torchvision.models.get_model(name, **how)
     size = getattr(network, "image_size", None)  # of a vision transformer, which takes no other
-    return with_channels(network, given.channels), InputFormat(pair(size) if size else None)
+    own = _trained_on(name, how["weights"]) if weights == "own" and how["weights"] else UNKNOWN
+    return with_channels(network, given.channels), InputFormat(pair(size) if size else None).over(own)
+
+
+def _trained_on(name: str, weights: str) -> InputFormat:
+    """What these weights of torchvision's were trained to read, by the transforms that come with them."""
+    reads = torchvision.models.get_model_weights(name)[weights.rpartition(".")[2]].transforms()
+    return InputFormat(pair(reads.crop_size), None, tuple(reads.mean), tuple(reads.std))
 
 
 def _timm(
