@@ -4,11 +4,11 @@
     python main.py --mode reuse_common         the same task again, from what the first run left
 
 for epoch in run.epochs()                                   what is recorded, evaluated, saved
-    for each of its rounds
-        batch <- method.synthesize(warmup)                  datafree/methods/aeahl_rg.py, or --method
-        pool  <- targets.prepare(batch)                     datafree/targets/: soft; --hl hard, under attack
-        student.learn(pool, targets, kd_steps)              datafree/engine/student.py; not in warm-up
-    evaluate, record, save                                  datafree/runs/
+    for each of its rounds                                  --ep_steps / --kd_steps of them
+        batch = method.synthesize(warmup)                   datafree/methods/aeahl_rg.py, or --method
+        pool.add(targets.prepare(batch))                    datafree/targets/: soft; --hl hard labels, under attack
+        student.learn(pool, targets, kd_steps)              on targets.loss, batches of the pool; not in warm-up
+    evaluate, record, save                                  datafree/runs/; no evaluation in warm-up
 method.finish()                                             AEAHL-RG: g1 or g2, and d, for the next task
 
 The loop itself is ``loop`` in datafree/loop.py; datafree/api.py does the same job from Python.
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
     training = cache(partial(spec.load, values.data_root, True, values.download))  # read by yardsticks alone
     how = {"training_images": training, "asked": vars(parser.given(argv))}
     networks = teacher, student
+    # with a budget: after a trial on copies, which says how many epochs it buys
     job = prepare_planned(values, spec, *networks, method, compute, path, lambda: test()[0], began, **how)
     preset = registry.distillation_preset(values, method)
     origins = parser.origins(argv, registry.preset_name(values), preset, values) if not values.resume else []
@@ -80,7 +81,7 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     parser = Parser("main.py", "Distil a student from a teacher without data.", configs, others)
     values = resume.arguments(parser, argv, partial(registry.distillation_preset, method=method))
     parser.check(values)
-    values.ep_steps = values.ep_steps or values.kd_steps
+    values.ep_steps = values.ep_steps or values.kd_steps  # an epoch is a round unless told otherwise
     values.teacher_path = values.teacher_path or registry.teacher_file(values.dataset, values.teacher)
     if values.teacher_weights and not values.teacher_path:
         raise UserError("--teacher_weights names weights in a file", "give the file with --teacher_path")

@@ -12,6 +12,9 @@ a round:
     theta <- meta step: FOMAML (Adam, lr_g * K), Reptile (likewise), or plainly theta'
     the best x goes to the pool
 at the end: score g1 and g2; the better one and d for the next task, the other one beside them
+
+RG is the reusable generator; AEAHL, the hard loss by adversarial example attack, is in datafree/targets/. L is summed
+and reported, term by term, in ``Inversion.objective`` (inversion.py): a term of one's own goes there.
 """
 
 import copy
@@ -133,8 +136,8 @@ class AeahlRg(MetaInversion):
         best = Best()
         for _ in range(config.g_steps):
             x = self.context.ask(self.adapted, z)  # (B, nz) -> (B, C, H, W)
-            loss = self.objective(x, y, adversarial=not warmup)
-            loss = self.context.backward(loss, [*adapted, z])
+            loss = self.objective(x, y, adversarial=not warmup)  # of x~, and reported
+            loss = self.context.backward(loss, [*adapted, z])  # their gradients anew
             torch._foreach_add_(summed, [parameter.grad for parameter in adapted])
             inner_optimizer.step()
             best.keep(x, loss)
