@@ -1,4 +1,4 @@
-"""Runs main.py for several settings and seeds, and ends in a table (mean ± std, n) and a plot.
+"""Runs main.py for several settings and seeds; ends in tables (mean ± std, n; differences by seed) and a plot.
 
     python scripts/ablation.py "anew: --mode anew" "fixed: --mode reuse_fix ..." --name modes --seeds 0 1 2
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import pandas as pd
 from launching import Job, add_flags, folder_of, run_jobs, told
+from scipy import stats
 
 from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
@@ -102,8 +103,10 @@ def slug(label: str) -> str:
 
 
 def report(groups: Groups, args: Namespace) -> None:
-    """Prints the table and where its numbers come from; writes both and the plot under the run root."""
-    text = "\n".join([f"**{args.title or args.name}**", "", table(groups), "", *sources(groups)])
+    """Prints the tables and where their numbers come from; writes both and the plot under the run root."""
+    pairs, title = paired(groups), f"Last accuracy less that of {next(iter(groups))}, seed by seed"
+    beside = [] if pairs.empty else ["", markdown(pairs, title)]
+    text = "\n".join([f"**{args.title or args.name}**", "", table(groups), *beside, "", *sources(groups)])
     print(text)
     (args.run_root / f"{args.name}.md").write_text(text + "\n", encoding="utf-8")
     if any(groups.values()):
@@ -121,6 +124,28 @@ def table(groups: Groups) -> str:
         row |= {f"epochs to {goal} %": mean_and_std([run.epochs_to(goal) for run in runs]) for goal in (90, 95)}
         rows.append(row | {"seconds": mean_and_std([run.summary["seconds_total"] for run in runs])})
     return markdown(pd.DataFrame(rows))
+
+
+def paired(groups: Groups) -> pd.DataFrame:
+    """A row a setting after the first: its last accuracies (%) less the first's, over the n > 1 seeds that have both.
+
+    With the mean a 95 % confidence interval (Student's t); in ``above``, of how many pairs the difference is positive.
+    """
+    (_, first), *others = groups.items()
+    before, rows = by_seed(first), []
+    for label, runs in others:
+        differences = (by_seed(runs) - before).dropna()
+        if len(differences) > 1:
+            low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+            shown = {"difference": f"{differences.mean():+.2f}", "95 % interval": f"{low:+.2f} to {high:+.2f}"}
+            above = f"{(differences > 0).sum()} of {len(differences)}"
+            rows.append({"setting": label, "n": len(differences), **shown, "above": above})
+    return pd.DataFrame(rows)
+
+
+def by_seed(runs: Iterable[FinishedRun]) -> pd.Series:
+    """Last accuracies (%)."""
+    return pd.Series({run.config["seed"]: run.summary["accuracy_last"] for run in runs}, dtype=float)
 
 
 def sources(groups: Groups) -> list[str]:

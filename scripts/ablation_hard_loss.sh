@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Reproduces the paper's "effects of the AEA-based hard loss": without it, with it, with it and the attack; then, with
-# SWEEP=1 (the default), beta, pa and the attack's bound, one at a time.
+# Reproduces the paper's "effects of the AEA-based hard loss": without it, with it, with it and the attack; then what
+# SWEEP names, one at a time: beta, pa, the attack's bound.
 #   DATASET TEACHER STUDENT  the task                      (digits resnet20 resnet8)
-#   SEEDS FLAGS SWEEP        "0 1 2", flags for every run, whether to sweep
+#   SEEDS FLAGS              "0 1 2", flags for every run
+#   SWEEP PA                 "beta pa bound" (or ""), and of pa the values beside its default ("0.01 0.1")
 # Flags go to scripts/ablation.py (--jobs 2, --executor slurm, --dry_run): see its --help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,10 +19,13 @@ settings=(
     "hl, no attack: $task --hl --no_aea"
     "hl: $task --hl"
 )
-if [ "${SWEEP:-1}" = 1 ]; then
-    for beta in 0.03 0.3; do settings+=("hl, beta $beta: $task --hl --beta $beta"); done
-    for pa in 0.01 0.1; do settings+=("hl, pa $pa: $task --hl --pa $pa"); done
-    for bound in 10 50; do settings+=("hl, pa 0.01, bound $bound: $task --hl --pa 0.01 --attack_bound $bound"); done
-fi
+for what in ${SWEEP-beta pa bound}; do
+    case $what in
+        beta) for beta in 0.03 0.3; do settings+=("hl, beta $beta: $task --hl --beta $beta"); done ;;
+        pa) for pa in ${PA:-0.01 0.1}; do settings+=("hl, pa $pa: $task --hl --pa $pa"); done ;;
+        bound) for bound in 10 50; do settings+=("hl, pa 0.01, bound $bound: $task --hl --pa 0.01 --attack_bound $bound"); done ;;
+        *) echo "error: SWEEP=$what; say beta, pa, bound or nothing" >&2; exit 2 ;;
+    esac
+done
 python scripts/ablation.py --name "$name" --seeds $seeds \
     --title "Hard loss: $teacher > $student on $dataset" "${settings[@]}" "$@"

@@ -15,6 +15,7 @@ from datafree.cli.program import run_program
 from datafree.reporting.plots import draw_comparison
 from datafree.reporting.run_reader import FinishedRun, mean_and_std, read_run
 from datafree.reporting.tables import markdown
+from datafree.runs.folder import slug
 
 TARGET = 95.0
 
@@ -33,16 +34,18 @@ def main(argv: list[str]) -> None:
 
 def table(runs: list[FinishedRun]) -> str:
     """Markdown, a row a run; a run that is not complete says so."""
-    rows = []
+    rows, several = [], len({run.config["dataset"] for run in runs}) > 1
     for run in runs:
-        row = {"task": run.pair.replace(">", "->"), "method": run.method}
+        row = {"data set": slug(run.config["dataset"])} if several else {}
+        row |= {"task": run.pair.replace(">", "->"), "method": run.method}
+        given = len(row)
         summary = run.summary if run.complete else {}
         for header, key in {"teacher %": "teacher", "student last %": "last", "best %": "best"}.items():
             row[header] = mean_and_std([summary.get(f"accuracy_{key}")])
         row[f"epochs to {TARGET:g} %"] = run.epochs_to(TARGET) or "not reached"
         row["seconds"] = mean_and_std([summary.get("seconds_total")], 0)
         if not run.complete:
-            row |= dict.fromkeys(list(row)[2:], "") | {"teacher %": f"incomplete: {run.path}"}
+            row |= dict.fromkeys(list(row)[given:], "") | {"teacher %": f"incomplete: {run.path}"}
         rows.append(row)
     return markdown(pd.DataFrame(rows))
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -47,6 +48,19 @@ def test_compare_prints_a_table_and_draws_a_picture(tmp_path, run, capsys):
     assert (tmp_path / "new" / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_on_several_data_sets_are_told_apart_by_them(run, monkeypatch):
+    digits = read_run(run)
+    folder = replace(digits, config=digits.config | {"dataset": "imagefolder:/some where/cifar10_jpeg"})
+    table = script("compare").table([digits, folder])
+    assert [row.split(" | ")[0] for row in table.splitlines()[::2]] == ["| data set", "| digits"]
+    assert table.splitlines()[-1].startswith("| cifar10_jpeg | resnet20 -> resnet8 |")
+    seen = {}
+    monkeypatch.setattr(plots, "draw_accuracy_and_loss", lambda groups, *_: seen.update(groups))
+    monkeypatch.setattr(plots, "save", lambda *_: None)
+    plots.draw_comparison([digits, folder], None)
+    assert list(seen) == [f"{name}, resnet20 > resnet8, anew" for name in ("digits", "cifar10_jpeg")]
+
+
 @pytest.mark.usefixtures("ran")
 @pytest.mark.slow
 def test_ablation_runs_each_setting_and_seed_once_and_says_where_each_number_is_from(tmp_path, monkeypatch):
@@ -65,6 +79,24 @@ def test_ablation_runs_each_setting_and_seed_once_and_says_where_each_number_is_
     assert (folders[0] / "last.pth").stat().st_mtime_ns == before
     with user_error("--lr"):
         ablation.main([setting.replace("0.0{seed}", "0.1"), *line])
+
+
+def test_settings_are_compared_with_the_first_seed_by_seed(run):
+    ablation, finished = script("ablation"), read_run(run)
+
+    def runs(**last):
+        each = {int(seed[1:]): value for seed, value in last.items()}
+        return [
+            replace(finished, config=finished.config | {"seed": seed}, summary={"accuracy_last": value})
+            for seed, value in each.items()
+        ]
+
+    groups = {"none": runs(s0=90.0, s1=80.0, s2=85.0), "hl": runs(s2=86.0, s0=93.0, s1=82.0, s7=1.0), "one": runs(s0=1)}
+    # differences 3, 2, 1: mean 2, standard error 1/sqrt(3), and t(0.975, 2 degrees) = 4.3027
+    low, high = 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5
+    told = {"n": 3, "difference": "+2.00", "95 % interval": f"{low:+.2f} to {high:+.2f}", "above": "3 of 3"}
+    assert ablation.paired(groups).to_dict("records") == [{"setting": "hl"} | told]
+    assert ablation.paired({"none": groups["none"]}).empty
 
 
 def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatch, capsys):

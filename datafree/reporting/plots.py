@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
+from ..runs.folder import slug
 from .run_reader import FinishedRun
 
 matplotlib.use("Agg")
@@ -72,7 +73,8 @@ def draw_accuracy_and_loss(groups: Mapping[str, Sequence[FinishedRun]], accuracy
 
 def draw_comparison(runs: Sequence[FinishedRun], path: Path) -> None:
     """Accuracy and loss over epochs, a line a run, and below each run's newest synthetic images."""
-    names = [f"{run.pair}, {run.method}" for run in runs]
+    several = len({run.config["dataset"] for run in runs}) > 1
+    names = [f"{slug(run.config['dataset'])}, " * several + f"{run.pair}, {run.method}" for run in runs]
     names = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
     figure = plt.figure(figsize=(11, 4.2 + 2.2), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(4.2, 2.2))
