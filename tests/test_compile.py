@@ -19,7 +19,7 @@ from datafree.engine.device import Compute
 from datafree.methods.aeahl_rg import AeahlRg
 
 CUDA = torch.device("cuda")
-GPU = Compute(CUDA, True, "in tests")
+GPU = Compute(CUDA, torch.bfloat16, "in tests")
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_what_compiling_takes_and_is_not_there_is_named_for_the_device_that_take
 ):
     missing(monkeypatch, tools)
     assert obstacle_on(device).startswith(said) and bool(obstacle_on(device)) == bool(said)
-    chosen = Compiling.chosen(Compute(device, False, ""), True, False)
+    chosen = Compiling.chosen(Compute(device, torch.float32, ""), True, False)
     assert chosen.on != bool(said) and (f"not compiled: {said}" in str(chosen) or not said)
 
 

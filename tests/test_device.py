@@ -42,6 +42,25 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")],
+)
+def test_auto_is_bf16_where_a_gpu_has_it_else_fp16_from_volta_on_else_fp32(capability, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda found: capability)
+    dtype, reason = device._fastest(torch.device("cuda", 0))
+    assert dtype == device.PRECISIONS[precision] and (precision in reason or precision == "fp32")
+
+
+def test_a_precision_that_was_asked_for_is_taken_and_named():
+    for name, dtype in device.PRECISIONS.items():
+        compute = device.choose("cpu", name)
+        assert (compute.dtype, compute.precision) == (dtype, name)
+        with compute.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(
     ("how", "words"),
     [
         ({"cuda": None}, "build of PyTorch without CUDA"),

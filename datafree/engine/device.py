@@ -17,33 +17,41 @@ from ..errors import UserError
 from .whole_batch import see_whole_batch
 
 DEVICE_FILE = Path("/dev/nvidia0")  # of the first NVIDIA GPU, on Linux
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OLDEST_FP16 = (7, 0)  # compute capability (Volta) from which fp16 is fast
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and a precision. Weights, optimiser states, BN statistics and losses are fp32 in either precision.
+    """A device and a precision. Weights, optimiser states, BN statistics and losses are fp32 in any precision.
 
     Attributes:
         device: where everything lives.
-        bf16: whether networks run under bf16 autocast.
+        dtype: what networks are autocast to; fp32: they are not.
         reason: why that precision, for the log.
         warning: why it is not on a GPU that the machine seems to have.
     """
 
     device: torch.device
-    bf16: bool
+    dtype: torch.dtype
     reason: str
     warning: str = ""
 
     @property
     def precision(self) -> str:
         """As ``--precision`` names it."""
-        return "bf16" if self.bf16 else "fp32"
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether networks run under autocast."""
+        return self.dtype != torch.float32
 
     def autocast(self) -> AbstractContextManager:
         """The context in which networks are called; outside it, everything is fp32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        dtype = self.dtype if self.autocasts else None  # which refuses fp32, even where it is off
+        return torch.autocast(self.device.type, dtype, enabled=self.autocasts)
 
     def place(self, module: Module) -> Module:
         """Moves a network to the device, its convolution weights in channels-last order (faster on CPU and GPU).
@@ -58,12 +66,12 @@ class Compute:
         return [f"runs on: {self}", *([f"warning: {self.warning}"] if self.warning else [])]
 
     def __str__(self) -> str:
-        kind = f"{self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, channels_last ({self.reason})"
+        kind = f"{self.device}, {self.precision}{' autocast' if self.autocasts else ''}, channels_last ({self.reason})"
         return kind if processes.size() == 1 else f"{processes.size()} processes, the first on {kind}"
 
 
 def choose(device: str = "auto", precision: str = "auto") -> Compute:
-    """Resolves ``--device auto|cpu|cuda[:i]`` and ``--precision auto|fp32|bf16``.
+    """Resolves ``--device auto|cpu|cuda[:i]`` and ``--precision auto|fp32|bf16|fp16``.
 
     Raises:
         UserError: for a device that is not there, or with which PyTorch can do nothing.
@@ -77,12 +85,18 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True
     warning = gpu_out_of_reach() if device == "auto" and found.type == "cpu" else ""
-    if precision != "auto":
-        return Compute(found, precision == "bf16", "as asked", warning)
-    on_gpu = found.type == "cuda"
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
-    reason = "the hardware multiplies bf16" if native else "the hardware has no bf16 unit"
-    return Compute(found, native, reason, warning)
+    dtype, reason = _fastest(found) if precision == "auto" else (PRECISIONS[precision], "as asked")
+    return Compute(found, dtype, reason, warning)
+
+
+def _fastest(device: torch.device) -> tuple[torch.dtype, str]:
+    """The precision for a device, and why."""
+    on_gpu = device.type == "cuda"
+    if torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16():
+        return torch.bfloat16, "the hardware multiplies bf16"
+    if on_gpu and torch.cuda.get_device_capability(device) >= OLDEST_FP16:
+        return torch.float16, "the hardware multiplies fp16 and has no bf16 unit"
+    return torch.float32, "the hardware has no bf16 unit"
 
 
 def _device(name: str) -> torch.device:

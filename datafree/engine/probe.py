@@ -1,6 +1,6 @@
 """One look before the first epoch: what a network cannot do is said while nothing is written yet.
 
-A speed-up that a network does not bear, channels-last memory or bf16, is left out for it, with a line for the log.
+A speed-up that a network does not bear, channels-last memory or autocast, is left out for it, with a line for the log.
 """
 
 import inspect
@@ -28,7 +28,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     Draws no random numbers of the run and leaves the network's numbers as they are.
 
     Args:
-        classifier: gets its ``memory_format`` and ``bf16`` set.
+        classifier: gets its ``memory_format`` and ``autocast`` set.
         what: what it is to the user, for messages ("teacher runs/a.pth").
         shape: of the images (C, H, W) that it will be given.
         compute: device and precision.
@@ -44,7 +44,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     remarks, modes = [], [False, True] if train_batch else [False]
     noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
     batches = {False: noise, True: noise[:train_batch]}  # by mode: in training, batches may be of one image
-    classifier.memory_format, classifier.bf16 = torch.contiguous_format, False
+    classifier.memory_format, classifier.autocast = torch.contiguous_format, False
     classifier.to(compute.device)
     _materialise(classifier, what, noise)
     if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
@@ -72,12 +72,12 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         classifier.memory_format = torch.contiguous_format
         classifier.to(memory_format=torch.contiguous_format)
         remarks.append(f"{what} runs in PyTorch's default memory order: in channels-last {why}")
-    if compute.bf16:
-        classifier.bf16 = True
+    if compute.autocasts:
+        classifier.autocast = True
         why = reason()
         if why:
-            classifier.bf16 = False
-            remarks.append(f"{what} runs in fp32: under bf16 autocast {why}")
+            classifier.autocast = False
+            remarks.append(f"{what} runs in fp32: under {compute.precision} autocast {why}")
     return remarks
 
 

@@ -21,7 +21,7 @@ class _ChannelMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
         # The kernel behind training-mode batch norm. The fp32 running statistics, which momentum 0 leaves as they are,
-        # make it return fp32 for a bf16 input; without them it would round its fp32 sums to bf16.
+        # make it return fp32 for an input of 16 bits; without them it would round its fp32 sums to these.
         dtype = torch.promote_types(x.dtype, torch.float32)
         unused = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
         mean, variance = torch.ops.aten.batch_norm_update_stats(x, unused, unused, 0.0)
