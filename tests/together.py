@@ -10,7 +10,21 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from conftest import BF16, CLASSES, FP16, FP32, MEAN, NGF, NZ, SIZE, STD, small_classifier, small_context, small_network
+from conftest import (
+    BF16,
+    CLASSES,
+    FP16,
+    FP32,
+    MEAN,
+    NGF,
+    NZ,
+    SIZE,
+    STD,
+    small_classifier,
+    small_context,
+    small_network,
+    without_overflow,
+)
 from torch import nn
 
 from datafree import processes
@@ -112,7 +126,8 @@ def synthesis(compute):
     y = both(lambda rng: torch.randint(CLASSES, (B,), generator=rng))
 
     def context():
-        return small_context(student=small_classifier(2), compute=compute, padding=0, flip=False)
+        how = {"compute": compute, "padding": 0, "flip": False}
+        return without_overflow(small_context(student=small_classifier(2), **how))
 
     def gradients(method, z, y):
         z = z.clone().requires_grad_()
