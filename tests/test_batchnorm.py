@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 
+from datafree.losses import batchnorm
 from datafree.losses.batchnorm import bn_loss, channel_moments, concatenated
 
 SHAPES = [(4, 3, 5, 7), (6, 3, 9), (8, 3), (1, 3, 2, 2)]
+
+
+@pytest.fixture(autouse=True, params=["kernels", "common operations"])
+def operations(request, monkeypatch):
+    """Those of CPU and CUDA, and those of any other device."""
+    monkeypatch.setattr(batchnorm, "KERNELS", batchnorm.KERNELS if request.param == "kernels" else ())
 
 
 def moments_by_hand(x):

@@ -16,6 +16,7 @@ from ..data.specs import Shape, size_text
 from ..errors import UserError, first_line, is_out_of_memory
 from ..models.classifier import Classifier
 from .device import Compute
+from .randomness import global_draws_forgotten
 
 TOLERANCE = 1e-2  # of logits in another memory order, relative to the largest: rounding, however long the network
 
@@ -62,7 +63,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         refused = (refusal(classifier, batches[m], compute, m, None if m else like) for m in modes)
         return next(filter(None, refused), "")
 
-    classifier.memory_format = torch.channels_last
+    classifier.memory_format = compute.memory_format
     try:
         compute.place(classifier)
         why = reason(answers[False])
@@ -85,7 +86,7 @@ def _materialise(classifier: Classifier, what: str, noise: Tensor) -> None:
     """Has lazy layers see an image, and so get their weights, always the same ones. Raises as :func:`fitted` does."""
     lazy = nn.parameter.UninitializedTensorMixin
     if any(isinstance(each, lazy) for each in (*classifier.parameters(), *classifier.buffers())):
-        with _in_one_line(classifier, what, noise), torch.no_grad(), torch.random.fork_rng([]):
+        with _in_one_line(classifier, what, noise), torch.no_grad(), global_draws_forgotten():
             torch.manual_seed(0)
             classifier(noise)
 
@@ -186,8 +187,8 @@ def refusal(
 
 def _run(classifier: Classifier, x: Tensor, compute: Compute, train: bool) -> Tensor:
     """Logits for pixels, forward and backward. Raises UserError where no gradient comes through to the images."""
-    devices, x = [compute.device] if compute.device.type == "cuda" else [], x.clone().requires_grad_()
-    with torch.random.fork_rng(devices), untouched(classifier, train) as network:
+    x = x.clone().requires_grad_()
+    with global_draws_forgotten(), untouched(classifier, train) as network:
         torch.manual_seed(0)  # the same dropout each time
         with compute.autocast():
             logits = network(x)

@@ -22,7 +22,7 @@ class Scaler(torch.amp.GradScaler):
     """
 
     def __init__(self, compute: Compute):
-        super().__init__(compute.device.type, enabled=compute.dtype == torch.float16)
+        super().__init__(compute.device.type, enabled=compute.scales)
 
     @torch.no_grad()
     def unscale(self, parameters: Sequence[Tensor]) -> None:

@@ -20,7 +20,7 @@ from ..data.batch import Batch
 from ..errors import UserError
 from ..models.classifier import Classifier
 from .context import Context
-from .scaling import Scaler
+from .device import Compute
 from .whole_batch import agree_on_buffers, shares_gradients
 
 
@@ -50,15 +50,15 @@ class OptimiserConfig(configuration.Config):
 
 
 def optimiser(
-    parameters: Iterable[nn.Parameter], config: OptimiserConfig, nesterov: bool, scaler: Scaler
+    parameters: Iterable[nn.Parameter], config: OptimiserConfig, nesterov: bool, compute: Compute
 ) -> torch.optim.Optimizer:
-    """What ``config`` asks for, for steps with ``scaler``; ``nesterov`` is for SGD with a momentum."""
+    """What ``config`` asks for; ``nesterov`` is for SGD with a momentum."""
     parameters = list(parameters)
-    how = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    how = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": compute.fused}
     if config.optimizer == "sgd":
         nesterov = nesterov and config.momentum > 0
         sgd = torch.optim.SGD(parameters, momentum=config.momentum, nesterov=nesterov, **how)
-        if scaler.is_enabled() and config.momentum > 0:  # a first step that overflows would leave it as memory was
+        if compute.scales and config.momentum > 0:  # a first step that overflows would leave it as memory was
             sgd.state.update({parameter: {"momentum_buffer": torch.zeros_like(parameter)} for parameter in parameters})
         return sgd
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **how)
@@ -101,7 +101,7 @@ class Student:
         self.context, self.config, self.classifier = context, config, context.student
         self.learning = shares_gradients(self.classifier, context.spec.shape, context.compute.device)
         self.scaler = context.scaler
-        self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov, self.scaler)
+        self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov, context.compute)
         self.scheduler = _schedule(self.optimizer, config, max(1, steps))
 
     @property

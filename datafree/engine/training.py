@@ -64,7 +64,7 @@ class Training:
         self.augmentation, self.compute, self.streams = augmentation, compute, streams
         self.learning = shares_gradients(classifier, (classifier.channels, *classifier.img_size), compute.device)
         self.scaler = Scaler(compute)
-        self.optimizer = optimiser(classifier.parameters(), config, nesterov=True, scaler=self.scaler)
+        self.optimizer = optimiser(classifier.parameters(), config, nesterov=True, compute=compute)
         if config.lr_decay_milestones:
             self.scheduler = MultiStepLR(self.optimizer, config.lr_decay_milestones, gamma=0.1)
         else:
