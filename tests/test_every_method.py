@@ -167,7 +167,7 @@ def test_a_round_leaves_student_and_teacher_as_they_came(name, training):
     assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
 
 
-def test_no_optimiser_is_fused_on_a_device_where_not_all_are(name, monkeypatch):
+def test_no_optimiser_is_fused_on_a_device_where_plain_ones_are_wanted(name, monkeypatch):
     begun, begin = [], torch.optim.Optimizer.__init__
     monkeypatch.setattr(Compute, "fused", False)
     monkeypatch.setattr(

@@ -62,7 +62,7 @@ class Compute:
 
     @property
     def fused(self) -> bool:
-        """Whether optimisers are the fused ones, of which PyTorch 2.6 has not all on mps."""
+        """Whether optimisers are PyTorch's fused ones; on mps, where these are young, they are the plain ones."""
         return self.device.type != "mps"
 
     def autocast(self) -> AbstractContextManager:
