@@ -162,7 +162,8 @@ def copied(teacher: nn.Module) -> tuple[nn.Module, bool]:
 
 def of_channels(name: str, values: Any) -> tuple[float, ...]:
     """The mean or the std. Raises UserError where it is none of pixels in [0, 1]."""
-    numbers = np.asarray(values, dtype=float) if not isinstance(values, Tensor) else values.double().numpy(force=True)
+    values = values.detach().cpu().double() if isinstance(values, Tensor) else values
+    numbers = np.asarray(values, dtype=float)
     inside = (numbers >= 0) & (numbers <= 1) if name == "mean" else numbers > 0
     if numbers.shape not in ((1,), (3,)) or not inside.all():
         raise UserError(f"{name} is {values}", "give a value a channel, one or three, of pixels in [0, 1]")

@@ -84,7 +84,8 @@ class Job:
     def parts(self) -> dict[str, Any]:
         """What the next epoch depends on."""
         own = {"method": self.method, "targets": self.targets, "student": self.student}
-        return own | {"streams": self.context.streams}
+        scaler = self.context.scaler
+        return own | {"streams": self.context.streams} | ({"scaler": scaler} if scaler.is_enabled() else {})
 
     def score(self, evaluation: Evaluation) -> Score:
         """Of the student as it is."""
@@ -138,7 +139,7 @@ def prepare(
     }
     answering = folded(teacher)
     remarks = look_ahead(values, spec, teacher, student, compute)
-    answering.memory_format, answering.bf16 = teacher.memory_format, teacher.bf16
+    answering.memory_format, answering.autocast = teacher.memory_format, teacher.autocast
     answering.to(compute.device, memory_format=teacher.memory_format)
     context = Context(
         spec=spec,

@@ -201,7 +201,7 @@ def matmul_rate(compute: Compute, sizes: Sequence[int] | None = None, repeats: i
     computed by different libraries, of which either may be the faster one. Sizes: MATRICES unless given.
     """
     sizes = sizes or (MATRICES_ON_GPU if compute.device.type == "cuda" else MATRICES)
-    dtype, best = torch.bfloat16 if compute.bf16 else torch.float32, 0.0
+    dtype, best = compute.dtype, 0.0
     for size in sizes:
         a = torch.randn(size, size, device=compute.device, dtype=dtype)
         pixels = a.view(1, 1, size, size).permute(0, 3, 1, 2)  # channels last, as the networks' activations

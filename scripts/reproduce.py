@@ -81,7 +81,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     quoted = "TEACHER>STUDENT, in quotation marks, or TEACHER:STUDENT"
     parser.add_argument("--pairs", nargs="+", type=pair, default=list(map(pair, PAIRS)), metavar="PAIR", help=quoted)
     parser.add_argument("--source", type=pair, default=pair(SOURCE), metavar="PAIR", help="whose generator is reused")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="auto: every GPU that is there")
+    parser.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda[:i]|...", help="auto: every GPU that is there"
+    )
     add_flags(parser)
     parser.add_argument("--name", default="reproduce", help="part of every folder's name, and of the tables'")
     parser.add_argument(

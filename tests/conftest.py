@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datafree.data.augmentation import Augmentation
 from datafree.data.specs import DatasetSpec
 from datafree.engine.context import Context
-from datafree.engine.device import Compute
+from datafree.engine.device import PRECISIONS, Compute
 from datafree.engine.randomness import Streams
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import build_generator
@@ -25,7 +25,7 @@ from datafree.runs.stopping import SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-FP32, BF16 = (Compute(CPU, bf16, reason="in tests") for bf16 in (False, True))
+FP32, BF16, FP16 = (Compute(CPU, dtype, reason="in tests") for dtype in PRECISIONS.values())
 SIZE, CLASSES, NZ, NGF = 8, 5, 6, 2  # of the small networks
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -136,6 +136,12 @@ def small_context(
     teacher, student = teacher or small_teacher(), student or small_classifier(2)
     streams, augmentation = Streams(seed, compute.device), Augmentation(padding, flip)
     return Context(small_spec(flip), teacher, teacher, student, compute, streams, augmentation)
+
+
+def without_overflow(context: Context) -> Context:
+    """That one, in fp16 with a scale at which nothing overflows; at the first one it does, as often as it takes."""
+    context.scaler.load_state_dict(context.scaler.state_dict() | {"scale": 2.0**8})
+    return context
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BF16, FP32, SIZE, same_state, small_context, small_teacher, state_of, user_error
+from conftest import BF16, FP16, FP32, SIZE, same_state, small_context, small_teacher, state_of, user_error
 
 from datafree.data.augmentation import to_levels, to_pixels
 from datafree.data.batch import Batch
@@ -107,7 +107,7 @@ def test_teacher_and_images_get_no_gradient_and_nothing_is_drawn_from_the_global
 # 2. Attack
 
 
-@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("compute", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])
 def test_a_pair_holds_each_image_attacked_by_itself_with_the_teachers_logits_on_both(compute):
     made, x = attack(compute, strength=1e4), pixels(5)
     made.train_step(x, made.context.answers(x))

@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 
+from datafree.losses import batchnorm
 from datafree.losses.batchnorm import bn_loss, channel_moments, concatenated
 
 SHAPES = [(4, 3, 5, 7), (6, 3, 9), (8, 3), (1, 3, 2, 2)]
+
+
+@pytest.fixture(autouse=True, params=["kernels", "common operations"])
+def operations(request, monkeypatch):
+    """Those of CPU and CUDA, and those of any other device."""
+    monkeypatch.setattr(batchnorm, "KERNELS", batchnorm.KERNELS if request.param == "kernels" else ())
 
 
 def moments_by_hand(x):
@@ -44,8 +51,9 @@ def test_a_moment_that_nobody_uses_adds_nothing_to_the_gradient():
     torch.testing.assert_close(gradient, torch.full_like(x, 1 / 100))
 
 
-def test_bf16_input_gives_fp32_moments_of_the_same_values_and_a_bf16_gradient():
-    x = (torch.randn(16, 3, 8, 8) + 4).bfloat16().requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_input_of_16_bits_gives_fp32_moments_of_the_same_values_and_a_gradient_of_its_kind(dtype):
+    x = (torch.randn(16, 3, 8, 8) + 4).to(dtype).requires_grad_()
     mean, variance = channel_moments(x)
     assert mean.dtype == variance.dtype == torch.float32
     for value, by_hand in zip((mean, variance), moments_by_hand(x), strict=True):
@@ -53,7 +61,7 @@ def test_bf16_input_gives_fp32_moments_of_the_same_values_and_a_bf16_gradient():
     (mean.sum() + variance.sum()).backward()
     y = x.detach().double().requires_grad_()
     (y.mean((0, 2, 3)).sum() + y.var((0, 2, 3), unbiased=False).sum()).backward()
-    assert x.grad.dtype == torch.bfloat16
+    assert x.grad.dtype == dtype
     torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-2, atol=1e-6)
 
 

@@ -3,11 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-from conftest import CPU, user_error
+from conftest import FP32, user_error
 from programs import FOLDER, OF_RESNET8, QUICK, at_epoch, error_of, few_digits, finished, json_of, run  # noqa: F401
 
 from datafree.engine.costs import Costs
-from datafree.engine.device import Compute
 from datafree.runs import budget
 from datafree.runs.budget import Prices, Trial, planned
 from scripts.kill_test import differences
@@ -57,17 +56,17 @@ def test_a_part_is_tried_until_it_says_something_and_not_in_its_first_call(monke
         now[0] += 0.9 if len(calls) == 1 else 0.3
         costs.open["teacher_forward"] += 5
 
-    assert Trial(costs, Compute(CPU, False, ""), 1.0)(work) == pytest.approx((0.3, 5)) and len(calls) == 5
+    assert Trial(costs, FP32, 1.0)(work) == pytest.approx((0.3, 5)) and len(calls) == 5
     calls.clear()
-    assert Trial(costs, Compute(CPU, False, ""), 0.5)(work) == pytest.approx((0.9, 5)) and len(calls) == 1
-    assert Trial(costs, Compute(CPU, False, ""), 0.0)(work, 0) == pytest.approx((0.3, 5)) and len(calls) == 2
+    assert Trial(costs, FP32, 0.5)(work) == pytest.approx((0.9, 5)) and len(calls) == 1
+    assert Trial(costs, FP32, 0.0)(work, 0) == pytest.approx((0.3, 5)) and len(calls) == 2
 
 
 def test_a_part_that_takes_no_time_is_not_tried_for_ever(monkeypatch):
     now, costs, calls = [0.0], Costs(), []
     monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(costs, "take", lambda: now.__setitem__(0, now[0] + 0.2) or {})
-    assert Trial(costs, Compute(CPU, False, ""), 1.0)(lambda: calls.append(1), 0) == (0, 0) and len(calls) < 6
+    assert Trial(costs, FP32, 1.0)(lambda: calls.append(1), 0) == (0, 0) and len(calls) < 6
 
 
 SHORT = ["--kd_steps", "2", "--batch_size", "8", "--precision", "fp32", *OF_RESNET8]

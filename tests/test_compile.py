@@ -18,8 +18,8 @@ from datafree.engine.compiling import Compiling, obstacle_on
 from datafree.engine.device import Compute
 from datafree.methods.aeahl_rg import AeahlRg
 
-CUDA = torch.device("cuda")
-GPU = Compute(CUDA, True, "in tests")
+CUDA, XPU, MPS = (torch.device(kind) for kind in ("cuda", "xpu", "mps"))
+GPU = Compute(CUDA, torch.bfloat16, "in tests")
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_networks_are_compiled_where_asked_and_on_a_gpu_unless_refused(tools):
     on_cpu, on_gpu = ({name: Compiling.chosen(on, *flags).on for name, flags in asked.items()} for on in (FP32, GPU))
     assert on_cpu == {"nothing": False, "compile": True, "no_compile": False}
     assert on_gpu == {"nothing": True, "compile": True, "no_compile": False}
+    assert not Compiling.chosen(Compute(XPU, torch.bfloat16, ""), *asked["nothing"]).on
     assert [str(Compiling.chosen(FP32, *asked[name])) for name in ("nothing", "compile")] == ["", "; networks compiled"]
 
 
@@ -101,6 +102,9 @@ def without_headers(monkeypatch, tools):
     [
         (without_triton, CUDA, "Triton is not installed"),
         (without_triton, CPU, ""),
+        (without_triton, XPU, "Triton is not installed"),
+        (on_an_old_gpu, XPU, ""),
+        (without_headers, MPS, "torch.compile for mps is a prototype"),
         (on_an_old_gpu, CUDA, "Quadro P400 is too old for Triton"),
         (without_a_c_compiler, CUDA, "no C compiler (gcc or clang)"),
         (without_a_c_compiler, CPU, ""),
@@ -117,7 +121,7 @@ def test_what_compiling_takes_and_is_not_there_is_named_for_the_device_that_take
 ):
     missing(monkeypatch, tools)
     assert obstacle_on(device).startswith(said) and bool(obstacle_on(device)) == bool(said)
-    chosen = Compiling.chosen(Compute(device, False, ""), True, False)
+    chosen = Compiling.chosen(Compute(device, torch.float32, ""), True, False)
     assert chosen.on != bool(said) and (f"not compiled: {said}" in str(chosen) or not said)
 
 

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from conftest import BF16, CLASSES, FP32, SIZE, same_state, small_classifier, small_context, small_teacher, state_of
+from conftest import (
+    BF16,
+    CLASSES,
+    FP16,
+    FP32,
+    SIZE,
+    same_state,
+    small_classifier,
+    small_context,
+    small_teacher,
+    state_of,
+)
 from torch import nn
 
 from datafree.engine.context import Context
@@ -38,16 +49,18 @@ def test_the_student_is_lent_in_eval_mode_without_gradients_and_comes_back_as_it
     assert all((parameter.grad == 3).all() for parameter in student.parameters())
 
 
-@pytest.mark.parametrize("compute", [FP32, BF16])
-def test_logits_are_fp32_in_either_precision_and_answers_are_the_folded_teachers_and_want_no_gradient(compute):
+@pytest.mark.parametrize("compute", [FP32, BF16, FP16])
+def test_logits_are_fp32_in_any_precision_and_answers_are_the_folded_teachers_and_want_no_gradient(compute):
     context, x, seen = small_context(compute=compute), torch.rand(4, 3, SIZE, SIZE, requires_grad=True), []
     context.teacher.network.conv1.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
     context.answering = small_teacher(9)
     logits, answers = context.ask(context.teacher, x), context.answers(x)
-    assert seen == [torch.bfloat16 if compute.bf16 else torch.float32]
+    assert seen == [compute.dtype]
     assert logits.dtype == answers.dtype == torch.float32 and logits.shape == (4, CLASSES)
     assert logits.requires_grad and not answers.requires_grad
-    torch.testing.assert_close(answers, small_teacher(9)(x).detach(), rtol=0.05, atol=0.2 if compute.bf16 else 1e-5)
+    torch.testing.assert_close(
+        answers, small_teacher(9)(x).detach(), rtol=0.05, atol=0.2 if compute.autocasts else 1e-5
+    )
 
 
 def test_every_observer_is_shown_images_and_logits_without_their_gradients():

@@ -1,10 +1,23 @@
 """What holds for every method of the registry: runs whole and interrupted, costs, targets, teachers of any kind."""
 
 import copy
+import math
 
 import pytest
 import torch
-from conftest import CLASSES, FP32, MEAN, SIZE, STD, same_state, small_context, state_of, user_error
+from conftest import (
+    CLASSES,
+    FP16,
+    FP32,
+    MEAN,
+    SIZE,
+    STD,
+    same_state,
+    small_context,
+    state_of,
+    user_error,
+    without_overflow,
+)
 from programs import OF_RESNET8, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
 from test_aeahl_rg import context_of
 
@@ -14,10 +27,13 @@ from datafree.cli.flags import distillation_configs
 from datafree.cli.parser import Parser
 from datafree.data.augmentation import Augmentation
 from datafree.data.specs import TensorImages
+from datafree.engine.device import Compute
 from datafree.engine.frozen import frozen
+from datafree.engine.student import Student
 from datafree.errors import UserError
 from datafree.methods.real_images import Kd, Scratch
 from datafree.models.classifier import Classifier
+from datafree.targets import Attack
 from scripts.kill_test import differences
 
 SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --precision fp32"
@@ -149,6 +165,38 @@ def test_a_round_leaves_student_and_teacher_as_they_came(name, training):
     assert all((p.grad == 3).all() for p in student.parameters())
     assert not any(module.training for module in teacher.modules())
     assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+
+
+def test_no_optimiser_is_fused_on_a_device_where_plain_ones_are_wanted(name, monkeypatch):
+    begun, begin = [], torch.optim.Optimizer.__init__
+    monkeypatch.setattr(Compute, "fused", False)
+    monkeypatch.setattr(
+        torch.optim.Optimizer,
+        "__init__",
+        lambda self, params, defaults: (begun.append(defaults["fused"]), begin(self, params, defaults))[1],
+    )
+    context = context_of()
+    small(name, context).synthesize(warmup=False)
+    Attack(context, Attack.Config(p_width=2))
+    for kind in ("sgd", "adam"):
+        Student(context, Student.Config(optimizer=kind, lr_min=0), 1)
+    assert len(begun) >= 3 and not any(begun)
+
+
+def test_rounds_in_fp16_give_fp32_images_near_those_of_fp32_and_finite_terms(name):
+    found = {}
+    for compute in (FP32, FP16):
+        context = without_overflow(context_of(compute=compute))
+        subject = small(name, context)
+        for _ in range(2):
+            batch = subject.synthesize(warmup=False)
+        x = next(iter(subject.batches(1, 4) if batch is None else [batch])).images
+        assert x.dtype == torch.float32 and x.isfinite().all()
+        assert all(math.isfinite(value) for value in context.read().means().values())
+        assert all(value.isfinite().all() for part in subject.networks.values() for value in part.state_dict().values())
+        assert context.scaler.get_scale() == (2**8 if compute is FP16 else 1)
+        found[compute] = x
+    assert (found[FP16] - found[FP32]).abs().mean() < 0.05
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BF16, CLASSES, FP32, MEAN, SIZE, STD, SmallClassifier, same_state, small_classifier, state_of
+from conftest import BF16, CLASSES, FP16, FP32, MEAN, SIZE, STD, SmallClassifier, same_state, small_classifier, state_of
 from torch import nn
 
 import registry
@@ -63,13 +63,14 @@ def test_a_network_that_cannot_take_images_of_its_size_comes_back_as_it_is():
     assert norms(folded(model)) == norms(model)
 
 
-def test_frozen_means_no_gradient_no_training_and_bf16_weights_that_answer_to_the_last_bit_alike():
+@pytest.mark.parametrize("compute", [BF16, FP16])
+def test_frozen_means_no_gradient_no_training_and_rounded_weights_that_answer_to_the_last_bit_alike(compute):
     model, x = small_classifier(3).eval(), torch.rand(4, 3, SIZE, SIZE)
-    ready, full = (frozen(small_classifier(3), compute) for compute in (BF16, FP32))
-    with torch.no_grad(), BF16.autocast():
+    ready, full = (frozen(small_classifier(3), each) for each in (compute, FP32))
+    with torch.no_grad(), compute.autocast():
         assert torch.equal(ready(x), model(x))
     network = ready.network
-    assert network.conv1.weight.dtype == torch.bfloat16
+    assert network.conv1.weight.dtype == compute.dtype
     assert {ready.mean.dtype, network.bn1.weight.dtype, network.fc.weight.dtype} == {torch.float32}
     assert not ready.training and not any(parameter.requires_grad for parameter in ready.parameters())
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,13 @@ def memories(monkeypatch):
         monkeypatch.setattr(placement, "free_disk", lambda folder: disk)
 
     return have
+
+
+def test_the_memory_of_a_gpu_is_its_own_but_for_apples(monkeypatch):
+    monkeypatch.setattr(placement, "host_memory", lambda: 7)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda found: SimpleNamespace(total_memory=5))
+    kinds = [torch.device(kind) for kind in ("cpu", "mps", "xpu")]
+    assert [placement.device_memory(kind) for kind in kinds] == [7, 7, 5]
 
 
 def test_the_first_memory_with_twice_the_room_or_of_unknown_size_is_taken(memories, tmp_path):

@@ -44,17 +44,18 @@ ALONE = {
     "salloc and its shell": "SLURM_JOB_ID=7 SLURM_STEP_ID=9 SLURM_STEP_NUM_TASKS=1 SLURM_NTASKS=4 SLURM_PROCID=0",
     "a batch script of four tasks": "SLURM_JOB_ID=7 SLURM_NTASKS=4 SLURM_PROCID=0 SLURM_LOCALID=0",
 }
-ROUNDING, BF16_ROUNDING = 1e-5, 0.05
+ROUNDING, BF16_ROUNDING, FP16_ROUNDING = 1e-5, 0.05, 0.01
 EQUAL = {  # check of together.py: how far the two may be from one
     **{
         f"norm {kind}": {"out": r, "gradient": r, "weights": 1e-5, "mean": 1e-6, "variance": 1e-6}
-        for kind, r in (("fp32", ROUNDING), ("bf16", BF16_ROUNDING))
+        for kind, r in (("fp32", ROUNDING), ("bf16", BF16_ROUNDING), ("fp16", FP16_ROUNDING))
     },
     "norm, cumulative": {"out": ROUNDING, "gradient": ROUNDING, "mean": 1e-6, "variance": 1e-6},
     "moments": {"value": ROUNDING, "gradient": ROUNDING},
     "class balance": ROUNDING,
     "synthesis fp32": {"loss": ROUNDING, "theta": ROUNDING, "z": 1e-4, "images": ROUNDING, "after": ROUNDING},
     "synthesis bf16": {"loss": BF16_ROUNDING, "theta": BF16_ROUNDING, "z": BF16_ROUNDING},
+    "synthesis fp16": {"loss": FP16_ROUNDING, "theta": FP16_ROUNDING, "z": FP16_ROUNDING},
     "distillation": {"student": ROUNDING, "apart": 0},
     "training": ROUNDING,
     "evaluation": 0,
@@ -103,6 +104,12 @@ def test_two_processes_find_what_one_finds_on_the_whole_batch(check, together):
     for found in together:
         found = found[check] if isinstance(found[check], dict) else {"": found[check]}
         assert {name: found[name] <= limit for name, limit in most.items()} == dict.fromkeys(most, True), found
+
+
+@pytest.mark.slow
+def test_an_overflow_in_the_noise_of_one_process_is_one_in_both(together):
+    after = {"scale, bad": 2**15, "gradient, bad": 0, "scale, good": 2**15, "gradient, good": 1}
+    assert [found["overflow"] for found in together] == [after, after]
 
 
 @pytest.mark.slow

@@ -7,7 +7,14 @@ import torch
 from conftest import user_error
 from torch import nn
 
-from datafree.engine.randomness import Streams, initialising, seed_for
+from datafree.engine.randomness import (
+    Streams,
+    global_draws_forgotten,
+    global_states,
+    initialising,
+    seed_for,
+    set_global_states,
+)
 
 
 def test_a_seed_is_the_first_63_bits_of_a_hash_of_run_and_purpose():
@@ -79,3 +86,30 @@ def test_initialisation_wakes_no_gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, woken)
     with initialising(0, "g1"):
         nn.Linear(4, 4)
+
+
+def test_global_draws_are_forgotten_whatever_happens_meanwhile():
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError), global_draws_forgotten():
+        torch.manual_seed(5)
+        torch.rand(3)
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_global_states_are_of_the_gpus_in_use_too_and_go_back_to_as_many(monkeypatch):
+    gpus, put = [torch.tensor([1]), torch.tensor([2])], {}
+    monkeypatch.setattr(torch.xpu, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.xpu, "get_rng_state_all", lambda: gpus)
+    monkeypatch.setattr(torch.xpu, "set_rng_state_all", lambda states: put.update(xpu=states))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([3]))
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: put.update(mps=state))
+    states = global_states()
+    for count, found in ((1, {"mps"}), (2, {"mps", "xpu"})):
+        monkeypatch.setattr(torch.xpu, "device_count", lambda count=count: count)
+        put.clear()
+        set_global_states(states)
+        assert put.keys() == found
+    assert put == {"xpu": gpus, "mps": torch.tensor([3])}
+    set_global_states({"cpu": states["cpu"], "cuda": []})  # as earlier versions saved them

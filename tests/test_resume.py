@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 FORMS = {
     "reuse_fix": "--mode reuse_fix",
     "hard loss, two rounds an epoch, saved every other": "--hl --p_width 4 --ep_steps 4 --save_every 2",
+    "hard loss, fp16": "--hl --p_width 4 --precision fp16",
     "hard loss, attack at every step": "--hl --p_width 4 --attack_at step --pa 0.5 --ep_steps 3",
 }
 

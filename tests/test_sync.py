@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FP32, small_classifier, small_spec
+from conftest import FP16, FP32, small_classifier, small_spec
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datafree.cli.flags import distillation_configs
@@ -68,9 +68,9 @@ def no_reading(monkeypatch):
     return NoReading()
 
 
-@pytest.mark.parametrize("what", FLAGS)
-def test_a_round_reads_nothing_before_its_end(what, tmp_path, monkeypatch, request):
-    job = prepared(FLAGS[what], FP32, tmp_path)
+@pytest.mark.parametrize(("what", "compute"), [*((what, FP32) for what in FLAGS), ("attack", FP16)])
+def test_a_round_reads_nothing_before_its_end(what, compute, tmp_path, monkeypatch, request):
+    job = prepared(FLAGS[what], compute, tmp_path)
     with request.getfixturevalue("no_reading"):
         for _ in range(2):
             a_round(job)
@@ -95,9 +95,9 @@ def test_the_guard_notices_a_reading(read, no_reading):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("what", FLAGS)
-def test_a_round_on_a_gpu_does_not_synchronise(what, tmp_path):
-    job = prepared(FLAGS[what], choose("cuda"), tmp_path)
+@pytest.mark.parametrize(("what", "precision"), [*((what, "auto") for what in FLAGS), ("attack", "fp16")])
+def test_a_round_on_a_gpu_does_not_synchronise(what, precision, tmp_path):
+    job = prepared(FLAGS[what], choose("cuda", precision), tmp_path)
     assert job.pool.draws.device.type == job.pool.storage["images"].device.type == "cuda"
     a_round(job)  # memory is set aside, kernels are chosen
     torch.cuda.set_sync_debug_mode("error")

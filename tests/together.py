@@ -10,7 +10,21 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from conftest import BF16, CLASSES, FP32, MEAN, NGF, NZ, SIZE, STD, small_classifier, small_context, small_network
+from conftest import (
+    BF16,
+    CLASSES,
+    FP16,
+    FP32,
+    MEAN,
+    NGF,
+    NZ,
+    SIZE,
+    STD,
+    small_classifier,
+    small_context,
+    small_network,
+    without_overflow,
+)
 from torch import nn
 
 from datafree import processes
@@ -112,7 +126,8 @@ def synthesis(compute):
     y = both(lambda rng: torch.randint(CLASSES, (B,), generator=rng))
 
     def context():
-        return small_context(student=small_classifier(2), compute=compute, padding=0, flip=False)
+        how = {"compute": compute, "padding": 0, "flip": False}
+        return without_overflow(small_context(student=small_classifier(2), **how))
 
     def gradients(method, z, y):
         z = z.clone().requires_grad_()
@@ -142,6 +157,17 @@ def synthesis(compute):
         "images": distance([made[0]], [mine(whole[0])]),
         "after": distance([made[1]], [mine(whole[1])]),
     }
+
+
+def overflow():
+    """Scale and largest gradient after one in the noise of the second process alone, and then without one."""
+    context, found = small_context(compute=FP16), {}
+    w, z = nn.Parameter(torch.ones(2)), torch.ones(2).requires_grad_()
+    for name, factor in (("bad", float("inf") if processes.rank() else 1.0), ("good", 1.0)):
+        context.backward(w.sum() + factor * z.sum(), [w, z])
+        largest = max(leaf.grad.abs().max().item() for leaf in (w, z))
+        found |= {f"scale, {name}": context.scaler.get_scale(), f"gradient, {name}": largest}
+    return found
 
 
 class Given:
@@ -279,11 +305,14 @@ def main(folder):
     found = {
         "norm fp32": norm_layer(torch.float32),
         "norm bf16": norm_layer(torch.bfloat16),
+        "norm fp16": norm_layer(torch.float16),
         "norm, cumulative": norm_layer(torch.float32, None),
         "moments": moments(),
         "class balance": class_balance(),
         "synthesis fp32": synthesis(FP32),
         "synthesis bf16": synthesis(BF16),
+        "synthesis fp16": synthesis(FP16),
+        "overflow": overflow(),
         "distillation": distillation(),
         "training": training(),
         "evaluation": evaluation(),

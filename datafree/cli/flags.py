@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import configuration
 from ..configuration import Config, knob
+from ..engine.device import PRECISIONS
 from ..engine.student import Student
 from ..errors import UserError
 from ..methods.base import Method
@@ -154,8 +155,8 @@ class LengthConfig(BudgetConfig):
 class MachineConfig(SavingConfig):
     """Where and how it runs. None of it changes a number, but for precision and seed."""
 
-    device: str = knob("auto", "where to run", unit="auto|cpu|cuda[:i]", free=True)
-    precision: str = knob("auto", "bf16 is faster where the hardware has it", choices=("auto", "fp32", "bf16"))
+    device: str = knob("auto", "where to run", unit="auto|cpu|cuda[:i]|xpu[:i]|mps", free=True)
+    precision: str = knob("auto", "bf16 or fp16: faster where the hardware has it", choices=("auto", *PRECISIONS))
     seed: int = knob(0, "same seed, same numbers on the same machine", low=0, high=2**63 - 1, unit="N")
     workers: int | None = knob(None, WORKERS, low=0, high=2**10, unit="THREADS", free=True)
     data_root: Path = knob(Path("data"), "where data sets are, or are downloaded to", unit="DIR", free=True)

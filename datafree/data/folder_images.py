@@ -132,9 +132,9 @@ class FolderImages:
                 for rows in batches:
                     started.append(self._start(readers, rows, crop, pin))
                     if len(started) > AHEAD:
-                        yield _finished(*started.popleft(), device)
+                        yield _finished(*started.popleft(), device, pin)
                 while started:
-                    yield _finished(*started.popleft(), device)
+                    yield _finished(*started.popleft(), device, pin)
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
 
@@ -151,10 +151,10 @@ class FolderImages:
         return images, labels, [readers.submit(read, place, index) for place, index in enumerate(rows)]
 
 
-def _finished(images: Tensor, labels: Tensor, reading: list[Future], device: torch.device | str) -> Batch:
+def _finished(images: Tensor, labels: Tensor, reading: list[Future], device: torch.device | str, pinned: bool) -> Batch:
     for each in reading:
         each.result()
-    return images.to(device, non_blocking=True), labels.to(device)  # a copy from pinned memory need not be waited for
+    return images.to(device, non_blocking=pinned), labels.to(device)  # a copy from there need not be waited for
 
 
 def usable_processors() -> int:

@@ -87,7 +87,9 @@ def gibibytes(count: float) -> str:
 
 def device_memory(device: torch.device) -> int | None:
     """All the memory of a device in bytes, used or not: what is chosen does not depend on the moment. None: unknown."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host_memory()
+    if device.type in ("cpu", "mps"):  # Apple's GPU has the machine's memory
+        return host_memory()
+    return getattr(torch, device.type).get_device_properties(device).total_memory
 
 
 def host_memory() -> int | None:

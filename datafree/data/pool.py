@@ -93,12 +93,17 @@ class ImagePool:
         self._reader = self._reader or ThreadPoolExecutor(1, thread_name_prefix="pool")
         reading = self._reader.submit(self._read, index)
         return lambda: {
-            name: rows.to(self.placement.device, non_blocking=True) for name, rows in reading.result().items()
+            name: rows.to(self.placement.device, non_blocking=self._pins) for name, rows in reading.result().items()
         }
+
+    @property
+    def _pins(self) -> bool:
+        """Whether rows wait in pinned memory, from where a copy need not be waited for."""
+        return self.placement.kind != "device" and self.placement.device.type == "cuda"
 
     def _read(self, index: Tensor) -> dict[str, Tensor]:
         rows = {name: column.index_select(0, index) for name, column in self.storage.items()}
-        if self.placement.kind != "device" and self.placement.device.type == "cuda":
+        if self._pins:
             return {name: values.pin_memory() for name, values in rows.items()}
         return rows
 

@@ -40,7 +40,7 @@ class Compiling:
 
     @classmethod
     def chosen(cls, compute: Compute, asked: bool, refused: bool) -> "Compiling":
-        """Compiled where asked, and on a GPU, where starting kernels one by one is what takes the time of small
+        """Compiled where asked, and on CUDA, where starting kernels one by one is what takes the time of small
         networks, unless refused; nowhere without what it takes."""
         if not (asked or (compute.device.type == "cuda" and not refused)):
             return cls(False)
@@ -117,10 +117,12 @@ def _frames_compiled() -> int:
 
 def obstacle_on(device: torch.device) -> str:
     """What torch.compile lacks here, in words; empty where nothing that it needs is known to be missing."""
-    on_gpu = device.type == "cuda"
+    on_gpu = device.type in ("cuda", "xpu")
+    if device.type == "mps":
+        return "torch.compile for mps is a prototype"
     if on_gpu and find_spec("triton") is None:
         return "Triton is not installed"
-    if on_gpu and torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_GPU:
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_GPU:
         return f"{torch.cuda.get_device_name(device)} is too old for Triton"
     language, variable, names = ("C", "CC", ("gcc", "clang")) if on_gpu else ("C++", "CXX", _cpp_compilers())
     named = os.environ.get(variable)

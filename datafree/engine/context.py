@@ -17,6 +17,7 @@ from .costs import Costs
 from .device import Compute
 from .randomness import Streams
 from .readings import Readings
+from .scaling import Scaler
 
 Observer = Callable[[Tensor, Tensor], None]
 
@@ -42,6 +43,7 @@ class Context:
         observers: see :meth:`observe`.
         readings: see :meth:`report`.
         costs: passes through networks.
+        scaler: of losses, in fp16.
     """
 
     spec: DatasetSpec
@@ -60,8 +62,10 @@ class Context:
     observers: list[Observer] = field(default_factory=list)
     readings: Readings = field(default_factory=Readings)
     costs: Costs = field(default_factory=Costs)
+    scaler: Scaler = field(init=False)
 
     def __post_init__(self) -> None:
+        self.scaler = Scaler(self.compute)
         for role, classifier in (("teacher", self.teacher), ("teacher", self.answering), ("student", self.student)):
             classifier.counted = partial(self.costs.count, role)
 
@@ -80,7 +84,7 @@ class Context:
             observer(x.detach(), teacher_logits.detach())
 
     def backward(self, loss: Tensor, parameters: Sequence[Tensor], own: Sequence[Tensor] = ()) -> Tensor:
-        """Gradients into these parameters alone, anew: what they had before is gone.
+        """Gradients into these parameters alone, anew: what they had before is gone. In fp16 see ``Scaler.unscale``.
 
         Args:
             loss: a scalar, the mean over the batch (of several processes: over this one's share).
@@ -92,11 +96,13 @@ class Context:
         """
         for parameter in parameters:
             parameter.grad = None
-        loss.backward(inputs=list(parameters))
+        self.scaler.scale(loss).backward(inputs=list(parameters))
         shared, rest, kept = [], [], {id(leaf) for leaf in own}
         for leaf in parameters:
             (shared if isinstance(leaf, nn.Parameter) and id(leaf) not in kept else rest).append(leaf)
-        return processes.average(loss, shared, rest)
+        mean = processes.average(loss, shared, rest)
+        self.scaler.unscale(parameters)
+        return mean
 
     def ask(self, network: nn.Module, x: Tensor, role: str = "generator") -> Tensor:
         """What a network gives for x (B, ...) in the run's precision: logits in fp32 for a classifier's pixels.

@@ -17,72 +17,113 @@ from ..errors import UserError
 from .whole_batch import see_whole_batch
 
 DEVICE_FILE = Path("/dev/nvidia0")  # of the first NVIDIA GPU, on Linux
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OLDEST_FP16 = (7, 0)  # compute capability (Volta) from which fp16 is fast
+UNTESTED = ("xpu", "mps")  # GPUs of Intel and of Apple, on which nobody has run this
+DEVICES = "choose auto, cpu, cuda, cuda:0, xpu, xpu:0 or mps"
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and a precision. Weights, optimiser states, BN statistics and losses are fp32 in either precision.
+    """A device and a precision. Weights, optimiser states, BN statistics and losses are fp32 in any precision.
 
     Attributes:
         device: where everything lives.
-        bf16: whether networks run under bf16 autocast.
+        dtype: what networks are autocast to; fp32: they are not.
         reason: why that precision, for the log.
-        warning: why it is not on a GPU that the machine seems to have.
+        warning: for the log: that the device is untested, or why it is not on a GPU that the machine seems to have.
     """
 
     device: torch.device
-    bf16: bool
+    dtype: torch.dtype
     reason: str
     warning: str = ""
 
     @property
     def precision(self) -> str:
         """As ``--precision`` names it."""
-        return "bf16" if self.bf16 else "fp32"
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether networks run under autocast."""
+        return self.dtype != torch.float32
+
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled, see ``Scaler``."""
+        return self.dtype == torch.float16
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The order in memory that convolutions are fastest in; on mps PyTorch's default, which is the surest there."""
+        return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+
+    @property
+    def fused(self) -> bool:
+        """Whether optimisers are PyTorch's fused ones; on mps, where these are young, they are the plain ones."""
+        return self.device.type != "mps"
 
     def autocast(self) -> AbstractContextManager:
         """The context in which networks are called; outside it, everything is fp32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        dtype = self.dtype if self.autocasts else None  # of fp32 some versions warn, even where it is off
+        return torch.autocast(self.device.type, dtype, enabled=self.autocasts)
 
     def place(self, module: Module) -> Module:
-        """Moves a network to the device, its convolution weights in channels-last order (faster on CPU and GPU).
+        """Moves a network to the device, its convolution weights in the order that is fastest there.
 
         Of several processes, its BatchNorm layers see the whole batch from now on.
         """
         see_whole_batch(module)
-        return module.to(self.device, memory_format=torch.channels_last)
+        return module.to(self.device, memory_format=self.memory_format)
 
     def about(self) -> list[str]:
         """Lines for the log."""
         return [f"runs on: {self}", *([f"warning: {self.warning}"] if self.warning else [])]
 
     def __str__(self) -> str:
-        kind = f"{self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, channels_last ({self.reason})"
+        order = "channels_last" if self.memory_format == torch.channels_last else "default memory order"
+        kind = f"{self.device}, {self.precision}{' autocast' if self.autocasts else ''}, {order} ({self.reason})"
         return kind if processes.size() == 1 else f"{processes.size()} processes, the first on {kind}"
 
 
 def choose(device: str = "auto", precision: str = "auto") -> Compute:
-    """Resolves ``--device auto|cpu|cuda[:i]`` and ``--precision auto|fp32|bf16``.
+    """Resolves ``--device auto|cpu|cuda[:i]|xpu[:i]|mps`` and ``--precision auto|fp32|bf16|fp16``.
 
     Raises:
-        UserError: for a device that is not there, or with which PyTorch can do nothing.
+        UserError: for a device that is not there, or with which PyTorch can do nothing; for a precision that it lacks.
     """
     found = _device(device)
-    if found.type == "cuda":
+    if found.type == "mps" and precision == "fp16":
+        raise UserError("--precision fp16 is not for mps, where PyTorch 2.6 cannot scale losses", "choose fp32 or bf16")
+    if found.type != "cpu":
         _check_works(found)
+    if found.type == "xpu":
+        torch.xpu.set_device(found)
+    if found.type == "cuda":
         torch.cuda.set_device(found)  # for whatever asks for "the" GPU, such as Triton's kernels
         tf32 = precision != "fp32"  # in what is left of fp32
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True
-    warning = gpu_out_of_reach() if device == "auto" and found.type == "cpu" else ""
-    if precision != "auto":
-        return Compute(found, precision == "bf16", "as asked", warning)
-    on_gpu = found.type == "cuda"
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
-    reason = "the hardware multiplies bf16" if native else "the hardware has no bf16 unit"
-    return Compute(found, native, reason, warning)
+    warning = f"--device {found.type} is untested" if found.type in UNTESTED else ""
+    if device == "auto" and found.type == "cpu":
+        warning = gpu_out_of_reach() or _left_alone()
+    dtype, reason = _fastest(found) if precision == "auto" else (PRECISIONS[precision], "as asked")
+    return Compute(found, dtype, reason, warning)
+
+
+def _fastest(device: torch.device) -> tuple[torch.dtype, str]:
+    """The precision for a device, and why."""
+    if device.type in UNTESTED:
+        return {"xpu": torch.bfloat16, "mps": torch.float32}[device.type], "chosen for what PyTorch has there"
+    on_gpu = device.type == "cuda"
+    if torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16():
+        return torch.bfloat16, "the hardware multiplies bf16"
+    if on_gpu and torch.cuda.get_device_capability(device) >= OLDEST_FP16:
+        return torch.float16, "the hardware multiplies fp16 and has no bf16 unit"
+    return torch.float32, "the hardware has no bf16 unit"
 
 
 def _device(name: str) -> torch.device:
@@ -97,15 +138,36 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"unknown device {name!r}", "choose auto, cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not supported", "choose auto, cpu, cuda or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= _gpus():
-        why = "" if _gpus() else gpu_out_of_reach()
-        raise UserError(f"device {name!r} is not there", why or f"{_gpus()} GPUs found; try --device auto")
-    if device.type == "cuda" and of > 1:
+        raise UserError(f"unknown device {name!r}", DEVICES) from None
+    if device.type not in ("cpu", "cuda", *UNTESTED):
+        raise UserError(f"device {name!r} is not supported", DEVICES)
+    if device.type == "cpu":
+        return device
+    count = _count(device.type)
+    if (device.index or 0) >= count:
+        why = gpu_out_of_reach() if device.type == "cuda" and not count else ""
+        of_kind = "GPUs" if device.type == "cuda" else f"{device.type} devices"
+        raise UserError(f"device {name!r} is not there", why or f"{count} {of_kind} found; try --device auto")
+    if processes.size() > 1 and device.type in UNTESTED:
+        raise UserError(f"--device {name} is for one process", "start it without torchrun, or add --device cpu")
+    if of > 1:
         raise UserError(f"--device {name} for {of} processes on a machine", "leave it out: each takes a GPU of its own")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+    return torch.device(device.type, device.index or 0)
+
+
+def _count(kind: str) -> int:
+    """How many GPUs of a kind PyTorch can use."""
+    if kind == "cuda":
+        return _gpus()
+    if kind == "xpu":
+        return torch.xpu.device_count() if torch.xpu.is_available() else 0
+    return int(torch.backends.mps.is_available())
+
+
+def _left_alone() -> str:
+    """That there is a GPU which auto does not choose; empty where there is none."""
+    kind = next((kind for kind in UNTESTED if _count(kind)), "")
+    return f"this machine has a GPU that auto leaves alone: --device {kind} takes it, untested" if kind else ""
 
 
 def _gpus() -> int:
@@ -122,7 +184,8 @@ def _check_works(device: torch.device) -> None:
             warnings.simplefilter("ignore")
             torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:
-        what = f"{device} ({torch.cuda.get_device_name(device)}) cannot be used: {str(error).splitlines()[0]}"
+        name = getattr(torch, device.type).get_device_name(device) if device.type != "mps" else "Apple's"
+        what = f"{device} ({name}) cannot be used: {str(error).splitlines()[0]}"
         raise UserError(what, "choose another --device, such as cpu, or a build of PyTorch for that GPU") from None
 
 
@@ -162,14 +225,14 @@ def _cpu_has_bf16() -> bool:
 
 def synchronise(device: torch.device) -> None:
     """Waits for what a GPU has been given to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Forgets the peak so far, where the system allows it (a GPU; Linux)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the process's peak resident set, see proc(5)
@@ -178,10 +241,12 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_mb(device: torch.device) -> float | None:
     """The most memory taken so far, in MiB: allocated on a GPU, resident of the whole process on a CPU.
 
-    None where the system does not tell (Windows).
+    None where the system does not tell (Windows, mps).
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":
+        return None
+    if device.type != "cpu":
+        return getattr(torch, device.type).max_memory_allocated(device) / 2**20
     try:
         import resource  # not there on every system, and needed on the CPU alone
     except ImportError:

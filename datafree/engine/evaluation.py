@@ -93,7 +93,7 @@ class Evaluation:
         asked = ((x.argmax(1), y, confidence(x)) for x, y in answers(teacher, self.images, compute, batch_size))
         self._teacher_says, truth, sure = map(torch.cat, zip(*asked, strict=True))
         self.confidence_teacher, self.accuracy_teacher = (
-            100 * (processes.total(sure.double().sum()) / processes.total(truth.new_tensor(len(truth)))).item(),
+            100 * (processes.total(sure.sum()) / processes.total(truth.new_tensor(len(truth)))).item(),
             percentage_equal(self._teacher_says, truth),
         )
 

@@ -18,19 +18,19 @@ TOLERANCE = 1e-3  # of logits in fp32, relative to the largest; folding rounds i
 def frozen(classifier: Classifier, compute: Compute) -> Classifier:
     """In eval mode and without gradients to its weights, where ``probe.fitted`` has placed it.
 
-    In bf16 the weights of convolutions and linear layers are rounded here, once, instead of by autocast in every pass:
-    the answers stay the same. BatchNorm and the last linear layer stay fp32, and so does all of a network that would
-    answer otherwise, having another use for its weights.
+    Where networks are autocast, the weights of convolutions and linear layers are rounded here, once, instead of in
+    every pass: the answers stay the same. BatchNorm and the last linear layer stay fp32, and so does all of a network
+    that would answer otherwise, having another use for its weights.
     """
     classifier.eval().requires_grad_(False)
-    if compute.bf16 and classifier.bf16 and not classifier.borrowed:
+    if compute.autocasts and classifier.autocast and not classifier.borrowed:
         noise = _noise(classifier).to(classifier.mean.device)
         with torch.no_grad(), compute.autocast():
             expected = classifier(noise)
         layers = [m for m in classifier.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m is not classifier.head]
         full = [(weight, weight.data) for layer in layers for weight in layer.parameters(recurse=False)]
         for weight, values in full:
-            weight.data = values.to(torch.bfloat16)
+            weight.data = values.to(compute.dtype)
         if refusal(classifier, noise, compute, False, expected, TOLERANCE):
             for weight, values in full:
                 weight.data = values

@@ -1,6 +1,6 @@
 """One look before the first epoch: what a network cannot do is said while nothing is written yet.
 
-A speed-up that a network does not bear, channels-last memory or bf16, is left out for it, with a line for the log.
+A speed-up that a network does not bear, channels-last memory or autocast, is left out for it, with a line for the log.
 """
 
 import inspect
@@ -16,6 +16,7 @@ from ..data.specs import Shape, size_text
 from ..errors import UserError, first_line, is_out_of_memory
 from ..models.classifier import Classifier
 from .device import Compute
+from .randomness import global_draws_forgotten
 
 TOLERANCE = 1e-2  # of logits in another memory order, relative to the largest: rounding, however long the network
 
@@ -28,7 +29,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     Draws no random numbers of the run and leaves the network's numbers as they are.
 
     Args:
-        classifier: gets its ``memory_format`` and ``bf16`` set.
+        classifier: gets its ``memory_format`` and ``autocast`` set.
         what: what it is to the user, for messages ("teacher runs/a.pth").
         shape: of the images (C, H, W) that it will be given.
         compute: device and precision.
@@ -44,7 +45,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     remarks, modes = [], [False, True] if train_batch else [False]
     noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
     batches = {False: noise, True: noise[:train_batch]}  # by mode: in training, batches may be of one image
-    classifier.memory_format, classifier.bf16 = torch.contiguous_format, False
+    classifier.memory_format, classifier.autocast = torch.contiguous_format, False
     classifier.to(compute.device)
     _materialise(classifier, what, noise)
     if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
@@ -62,7 +63,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         refused = (refusal(classifier, batches[m], compute, m, None if m else like) for m in modes)
         return next(filter(None, refused), "")
 
-    classifier.memory_format = torch.channels_last
+    classifier.memory_format = compute.memory_format
     try:
         compute.place(classifier)
         why = reason(answers[False])
@@ -72,12 +73,12 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         classifier.memory_format = torch.contiguous_format
         classifier.to(memory_format=torch.contiguous_format)
         remarks.append(f"{what} runs in PyTorch's default memory order: in channels-last {why}")
-    if compute.bf16:
-        classifier.bf16 = True
+    if compute.autocasts:
+        classifier.autocast = True
         why = reason()
         if why:
-            classifier.bf16 = False
-            remarks.append(f"{what} runs in fp32: under bf16 autocast {why}")
+            classifier.autocast = False
+            remarks.append(f"{what} runs in fp32: under {compute.precision} autocast {why}")
     return remarks
 
 
@@ -85,7 +86,7 @@ def _materialise(classifier: Classifier, what: str, noise: Tensor) -> None:
     """Has lazy layers see an image, and so get their weights, always the same ones. Raises as :func:`fitted` does."""
     lazy = nn.parameter.UninitializedTensorMixin
     if any(isinstance(each, lazy) for each in (*classifier.parameters(), *classifier.buffers())):
-        with _in_one_line(classifier, what, noise), torch.no_grad(), torch.random.fork_rng([]):
+        with _in_one_line(classifier, what, noise), torch.no_grad(), global_draws_forgotten():
             torch.manual_seed(0)
             classifier(noise)
 
@@ -186,8 +187,8 @@ def refusal(
 
 def _run(classifier: Classifier, x: Tensor, compute: Compute, train: bool) -> Tensor:
     """Logits for pixels, forward and backward. Raises UserError where no gradient comes through to the images."""
-    devices, x = [compute.device] if compute.device.type == "cuda" else [], x.clone().requires_grad_()
-    with torch.random.fork_rng(devices), untouched(classifier, train) as network:
+    x = x.clone().requires_grad_()
+    with global_draws_forgotten(), untouched(classifier, train) as network:
         torch.manual_seed(0)  # the same dropout each time
         with compute.autocast():
             logits = network(x)

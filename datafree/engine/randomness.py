@@ -1,8 +1,12 @@
-"""Random numbers: one independent stream a purpose, so that a part switched off leaves the others' draws alone."""
+"""Random numbers: one independent stream a purpose, so that a part switched off leaves the others' draws alone.
+
+PyTorch's own, global streams are for what draws from them unasked, as dropout does.
+"""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -80,3 +84,35 @@ def initialising(seed: int, name: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):  # layers are made on the CPU; no GPU is woken
         torch.default_generator.manual_seed(seed_for(seed, name))
         yield
+
+
+def global_states() -> dict[str, Any]:
+    """Of PyTorch's own streams: of the CPU, and lists of those of GPUs by kind; no GPU is woken for it."""
+    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    for kind in ("cuda", "xpu"):
+        gpus = getattr(torch, kind)
+        states[kind] = gpus.get_rng_state_all() if gpus.is_initialized() else []
+    states["mps"] = [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else []
+    return states
+
+
+def set_global_states(states: Mapping[str, Any]) -> None:
+    """Puts PyTorch's own streams where they were, those of GPUs where there are as many in use."""
+    torch.set_rng_state(states["cpu"])
+    for kind in ("cuda", "xpu"):
+        gpus, of_gpus = getattr(torch, kind), list(states.get(kind, ()))
+        if of_gpus and gpus.is_initialized() and len(of_gpus) == gpus.device_count():
+            gpus.set_rng_state_all(of_gpus)
+    if torch.backends.mps.is_available():
+        for state in states.get("mps", ()):
+            torch.mps.set_rng_state(state)
+
+
+@contextmanager
+def global_draws_forgotten() -> Iterator[None]:
+    """Afterwards PyTorch's own streams are where they were before."""
+    before = global_states()
+    try:
+        yield
+    finally:
+        set_global_states(before)

@@ -20,6 +20,7 @@ from ..data.batch import Batch
 from ..errors import UserError
 from ..models.classifier import Classifier
 from .context import Context
+from .device import Compute
 from .whole_batch import agree_on_buffers, shares_gradients
 
 
@@ -48,12 +49,18 @@ class OptimiserConfig(configuration.Config):
     weight_decay: float = knob(1e-4, "raise it against overfitting", low=0)
 
 
-def optimiser(parameters: Iterable[nn.Parameter], config: OptimiserConfig, nesterov: bool) -> torch.optim.Optimizer:
+def optimiser(
+    parameters: Iterable[nn.Parameter], config: OptimiserConfig, nesterov: bool, compute: Compute
+) -> torch.optim.Optimizer:
     """What ``config`` asks for; ``nesterov`` is for SGD with a momentum."""
-    how = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    parameters = list(parameters)
+    how = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": compute.fused}
     if config.optimizer == "sgd":
         nesterov = nesterov and config.momentum > 0
-        return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=nesterov, **how)
+        sgd = torch.optim.SGD(parameters, momentum=config.momentum, nesterov=nesterov, **how)
+        if compute.scales and config.momentum > 0:  # a first step that overflows would leave it as memory was
+            sgd.state.update({parameter: {"momentum_buffer": torch.zeros_like(parameter)} for parameter in parameters})
+        return sgd
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **how)
 
 
@@ -93,7 +100,8 @@ class Student:
     def __init__(self, context: Context, config: "Student.Config", steps: int):
         self.context, self.config, self.classifier = context, config, context.student
         self.learning = shares_gradients(self.classifier, context.spec.shape, context.compute.device)
-        self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov)
+        self.scaler = context.scaler
+        self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov, context.compute)
         self.scheduler = _schedule(self.optimizer, config, max(1, steps))
 
     @property
@@ -107,10 +115,12 @@ class Student:
         for batch in source.batches(steps, self.config.batch_size):
             loss = targets.loss(batch, self.learning)
             self.optimizer.zero_grad()
-            loss.backward()
+            self.scaler.scale(loss).backward()
             if self.config.clip_grad > 0:
+                self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.classifier.parameters(), self.config.clip_grad)
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.scheduler.step()
         agree_on_buffers(self.classifier)
 

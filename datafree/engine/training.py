@@ -16,6 +16,7 @@ from ..errors import UserError, check_finite
 from ..models.classifier import Classifier
 from .device import Compute
 from .randomness import Streams
+from .scaling import Scaler
 from .student import OptimiserConfig, optimiser
 from .whole_batch import agree_on_buffers, shares_gradients
 
@@ -62,7 +63,8 @@ class Training:
         self.classifier, self.images, self.config = classifier, images, config
         self.augmentation, self.compute, self.streams = augmentation, compute, streams
         self.learning = shares_gradients(classifier, (classifier.channels, *classifier.img_size), compute.device)
-        self.optimizer = optimiser(classifier.parameters(), config, nesterov=True)
+        self.scaler = Scaler(compute)
+        self.optimizer = optimiser(classifier.parameters(), config, nesterov=True, compute=compute)
         if config.lr_decay_milestones:
             self.scheduler = MultiStepLR(self.optimizer, config.lr_decay_milestones, gamma=0.1)
         else:
@@ -74,12 +76,14 @@ class Training:
             "model": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.classifier.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # which earlier versions lack
 
     def epoch(self) -> dict[str, float]:
         """One pass over the images; returns mean loss and accuracy (%) on the augmented batches, and the rate.
@@ -98,8 +102,9 @@ class Training:
                 logits = self.learning(x)
             loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             history.append(torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()]))
             seen += len(labels)
         self.scheduler.step()

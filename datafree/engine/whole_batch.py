@@ -13,7 +13,7 @@ class _WholeBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        unused = torch.zeros_like(weight)  # fp32, which keeps the sums of a bf16 input in fp32: see losses.batchnorm
+        unused = torch.zeros_like(weight)  # fp32, which keeps the sums of a 16-bit input in fp32: see losses.batchnorm
         of_share = torch.cat(torch.ops.aten.batch_norm_update_stats(x, unused, unused, 0.0))
         moments = processes.merged(processes.gather(of_share))
         ctx.save_for_backward(x, weight, moments)

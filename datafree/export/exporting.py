@@ -108,7 +108,7 @@ def as_made(student: Classifier) -> Classifier:
         raise UserError(f"{student.name} cannot be copied: {first_line(error)}", remedy) from None
     plain = plain.cpu().float().eval().requires_grad_(False)
     plain = plain.to(memory_format=torch.contiguous_format)
-    plain.memory_format, plain.bf16 = torch.contiguous_format, True
+    plain.memory_format, plain.autocast = torch.contiguous_format, True
     for module in plain.modules():
         if type(module) is ExactLinear:
             module.__class__ = nn.Linear

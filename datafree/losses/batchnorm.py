@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-5  # of nn.BatchNorm2d
+KERNELS = ("cpu", "cuda")  # devices with the kernels that are asked for by name; elsewhere common operations do
 
 
 class _ChannelMoments(torch.autograd.Function):
@@ -21,7 +22,7 @@ class _ChannelMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
         # The kernel behind training-mode batch norm. The fp32 running statistics, which momentum 0 leaves as they are,
-        # make it return fp32 for a bf16 input; without them it would round its fp32 sums to bf16.
+        # make it return fp32 for an input of 16 bits; without them it would round its fp32 sums to these.
         dtype = torch.promote_types(x.dtype, torch.float32)
         unused = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
         mean, variance = torch.ops.aten.batch_norm_update_stats(x, unused, unused, 0.0)
@@ -39,7 +40,11 @@ class _ChannelMoments(torch.autograd.Function):
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over all dimensions but the second: (B, C, ...) -> (C,), (C,). Differentiable."""
-    return _ChannelMoments.apply(x)
+    if x.device.type in KERNELS:
+        return _ChannelMoments.apply(x)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1], correction=0)
+    return mean, variance
 
 
 class _SumOfNorms(torch.autograd.Function):
@@ -47,7 +52,12 @@ class _SumOfNorms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, difference: Tensor, lengths: Tensor) -> Tensor:
-        norms = torch.segment_reduce(difference.square(), "sum", lengths=lengths, unsafe=True).sqrt()
+        if difference.device.type in KERNELS:
+            norms = torch.segment_reduce(difference.square(), "sum", lengths=lengths, unsafe=True).sqrt()
+        else:
+            segment = torch.arange(len(lengths), device=lengths.device)
+            segment = segment.repeat_interleave(lengths, output_size=len(difference))
+            norms = difference.new_zeros(len(lengths)).index_add(0, segment, difference.square()).sqrt()
         ctx.save_for_backward(difference, norms, lengths)
         return norms.sum()
 

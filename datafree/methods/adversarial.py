@@ -103,7 +103,8 @@ class Adversarial(Method):
         self.teacher = context.answering
         self.generator = context.compute.place(self._first_generator()).train()
         self.parameters = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr_g, betas=config.adam_betas, fused=True)
+        how = {"lr": config.lr_g, "betas": config.adam_betas, "fused": context.compute.fused}
+        self.optimizer = torch.optim.Adam(self.parameters, **how)
         self.annealed_steps, self.steps = 0, (context.rounds - context.warmup_rounds) * config.g_steps  # warm-up apart
         self.steps_to_anneal = (self.steps if self.annealed else 0) if config.anneal_g is None else config.anneal_g
 

@@ -119,7 +119,7 @@ class Cmi(Method):
             self.generator = place(ImageGenerator(config.nz, config.ngf, shape[1:], shape[0])).train()
         with initialising(seed, "head"):
             self.head = place(Head(self.width, config.head_width)).train()
-        self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.lr_g, fused=True)
+        self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.lr_g, fused=context.compute.fused)
         self.memory = Memory(config.bank_size, 2 * self.width, context.compute.device)
 
     def _width(self) -> int:
@@ -153,7 +153,7 @@ class Cmi(Method):
         z = torch.randn(B, config.nz, generator=rng, device=device).requires_grad_()
         y = torch.randint(context.spec.num_classes, (B,), generator=rng, device=device).sort().values
         parameters, of_head = [*self.generator.parameters(), z], [*self.head.parameters()]
-        optimizer = torch.optim.Adam(parameters, config.lr_g, config.adam_betas, fused=True)
+        optimizer = torch.optim.Adam(parameters, config.lr_g, config.adam_betas, fused=context.compute.fused)
         for _ in range(config.g_steps):
             x = context.ask(self.generator, z)  # (B, nz) -> (B, C, H, W)
             loss, features = self.objective(x, y, adversarial=not warmup and config.adv > 0)

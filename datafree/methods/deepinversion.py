@@ -85,7 +85,7 @@ class DeepInversion(Method):
         B, device = config.synthesis_batch_size, context.compute.device
         x = torch.randn(B, *context.spec.shape, generator=rng, device=device).clamp(*self.range).requires_grad_()
         y = torch.randint(context.spec.num_classes, (B,), generator=rng, device=device)
-        adam = torch.optim.Adam([x], lr=config.lr_x, betas=config.adam_betas, fused=True)
+        adam = torch.optim.Adam([x], lr=config.lr_x, betas=config.adam_betas, fused=context.compute.fused)
         for _ in range(config.g_steps):
             pixels = self.normalise.undone(x)
             loss = self.objective(pixels, y, rng, adversarial, told)

@@ -123,7 +123,7 @@ class MetaInversion(Inversion):
         ]
         if z is not None:
             groups.append({"params": [z], "lr": self.config.lr_z})
-        return torch.optim.Adam(groups, betas=self.config.adam_betas, fused=True)
+        return torch.optim.Adam(groups, betas=self.config.adam_betas, fused=self.context.compute.fused)
 
     def noise(self, rng: torch.Generator, count: int | None = None) -> Tensor:
         """z ~ N(0, I), (count, nz), as many as a batch has unless told."""

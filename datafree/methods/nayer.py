@@ -93,7 +93,8 @@ class Nayer(Inversion):
         config, rng = self.config, self.context.streams["synthesis"]
         self.generator.draw_noise(rng)
         y, parameters, best = self.labels(rng), list(self.generator.parameters()), Best()
-        optimizer = torch.optim.Adam(parameters, lr=config.lr_g, betas=config.adam_betas, fused=True)
+        how = {"lr": config.lr_g, "betas": config.adam_betas, "fused": self.context.compute.fused}
+        optimizer = torch.optim.Adam(parameters, **how)
         for _ in range(config.g_steps):
             x = self.context.ask(self.generator, y)  # (B,) -> (B, C, H, W)
             loss = self.objective(x, y, adversarial)

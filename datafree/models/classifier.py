@@ -17,7 +17,7 @@ from .answers import Picked, candidates, logits_of, pick
 
 
 class ExactLinear(nn.Linear):
-    """In its weight's precision also under autocast: bf16 logits tie, and argmax then takes the lower class."""
+    """In its weight's precision also under autocast: logits of 16 bits tie, and argmax then takes the lower class."""
 
     def forward(self, input: Tensor) -> Tensor:  # named as nn.Linear's: some call it by keyword
         with torch.autocast(input.device.type, enabled=False):
@@ -64,7 +64,7 @@ class Classifier(nn.Module):
 
     Attributes:
         memory_format: the order in memory that the network is given images in: see ``engine.probe.fitted``.
-        bf16: whether it bears to run under bf16 autocast, where that is on.
+        autocast: whether it bears to run under autocast, where that is on.
         borrowed: whether it is somebody else's, who wants its weights left alone.
         counted: is told of every call, with the pixels; see ``engine.costs``.
         picked: which of several tensors in its answers are the logits.
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network, self.name, self.num_classes, self.img_size = network.float(), name, num_classes, pair(img_size)
         self.normalisation = Normalise(mean, std)
-        self.memory_format, self.bf16, self.borrowed = torch.contiguous_format, True, False
+        self.memory_format, self.autocast, self.borrowed = torch.contiguous_format, True, False
         self.counted: Callable[[nn.Module, Tensor], None] | None = None
         self.picked: Picked = {}
         self.hooks: list[RemovableHandle] = []
@@ -168,7 +168,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.normalise(x)
-        if self.bf16:
+        if self.autocast:
             return self._logits(x).float()
         with torch.autocast(x.device.type, enabled=False):
             return self._logits(x).float()

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from .. import processes
 from ..configuration import Config, knob
 from ..data.specs import Images
 from ..engine.costs import Costs, teacher_passes
 from ..engine.device import Compute, synchronise
 from ..engine.evaluation import Evaluation
+from ..engine.randomness import global_draws_forgotten
 from ..errors import UserError
 
 SHARE = 0.01  # of the seconds, over which each part is timed; chosen by us
@@ -161,8 +160,7 @@ def plan_within(
         UserError: as :func:`planned` does.
     """
     amount, unit = budget
-    on_gpu = torch.cuda.is_initialized()  # not woken for a run on the CPU
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else []):
+    with global_draws_forgotten():
         tried = prices(make(), test(), SHARE * amount if unit == "s" else 0.0)
     tried, seconds = processes.agreed((tried, time.perf_counter() - began))
     left = amount - seconds if unit == "s" else amount

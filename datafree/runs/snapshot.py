@@ -23,6 +23,7 @@ from torch import Tensor
 from .. import files, processes
 from ..data.pool import ImagePool
 from ..engine.randomness import OWN as OF_ONE
+from ..engine.randomness import global_states, set_global_states
 from ..errors import UserError
 
 STATE_FILE, POOL_FILE = "last.pth", "pool.bin"
@@ -86,9 +87,7 @@ class Snapshot:
         if self.pool is not None:
             self._append()
             own |= {"pool_chunks": list(self.pool.chunks), "pool_checksums": list(self._checksums)}
-        on_gpu = torch.cuda.is_initialized()  # not woken for a run on the CPU
-        cuda = torch.cuda.get_rng_state_all() if on_gpu else []
-        own |= {"global_rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}
+        own |= {"global_rng": global_states()}
         self._turn = "b" if self._turn == "a" else "a"
         if rank > 0:
             files.save(own, own_file(self.folder, rank, size, self._turn))
@@ -132,7 +131,8 @@ class Snapshot:
                     alike = {stream: value for stream, value in common[name].items() if OF_ONE not in stream}
                     state = alike | (own[name] if own else {})
                 part.load_state_dict(state)
-            self._restore_global(own)
+            if own is not None:
+                set_global_states(own["global_rng"])
             if self.pool is not None and before == size:
                 chunks, checksums = list(own["pool_chunks"]), list(own["pool_checksums"])
                 _read_pool(self.pool, pool_file(self.folder, rank, size), chunks, checksums)
@@ -145,14 +145,6 @@ class Snapshot:
             return []
         told = f"saved by {before} processes, goes on with {size}"
         return [f"warning: {told}: images are dealt out anew and noise drawn otherwise, so numbers will differ"]
-
-    def _restore_global(self, own: Mapping[str, Any] | None) -> None:
-        if own is None:
-            return
-        torch.set_rng_state(own["global_rng"]["cpu"])
-        of_gpus = list(own["global_rng"]["cuda"])
-        if of_gpus and torch.cuda.is_initialized() and len(of_gpus) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(of_gpus)
 
     def _deal_out(self, first: Mapping[str, Any], before: int) -> None:
         """Of the images of all former processes every so many-th, as one chunk: this process's part."""

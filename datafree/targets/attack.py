@@ -125,7 +125,8 @@ class Attack(Hard):
             network = PerturbationNetwork(config.p_width, channels=context.spec.shape[0])
         self.P, self.bound = context.compute.place(network), config.attack_bound / 255
         self.normalise = context.compute.place(Normalise(context.spec.mean, context.spec.std))
-        self.optimizer = torch.optim.Adam(self.P.parameters(), lr=config.lr_p, betas=config.p_betas, fused=True)
+        how = {"lr": config.lr_p, "betas": config.p_betas, "fused": context.compute.fused}
+        self.optimizer = torch.optim.Adam(self.P.parameters(), **how)
         self.observed = False  # whether there was anything to train P on
         context.observers.append(self.train_step)
 
