@@ -36,7 +36,7 @@ from datafree.cli.program import run_program
 from datafree.data.batch import Batch
 from datafree.data.placement import SHARE, gibibytes
 from datafree.data.specs import size_text
-from datafree.engine.device import Compute
+from datafree.engine.device import PRECISIONS, Compute
 from datafree.errors import UserError
 from datafree.job import Job, prepare
 from datafree.models.names import given_format
@@ -98,7 +98,7 @@ def job_of(values: Namespace) -> Job:
     teacher, student = (
         registry.classifier(getattr(values, role), spec, given_format(values, role)) for role in ("teacher", "student")
     )
-    compute = Compute(torch.device("cpu"), values.precision != "fp32", "as on a GPU")
+    compute = Compute(torch.device("cpu"), PRECISIONS.get(values.precision, torch.bfloat16), "as on a GPU")
     return prepare(values, spec, teacher, student, method, compute)
 
 
@@ -286,7 +286,7 @@ def of_time(estimate: Estimate, options: Namespace, gpus: int) -> dict[str, str]
 def heading(estimate: Estimate, options: Namespace) -> str:
     """What is estimated, and what is assumed."""
     context, values, length = estimate.job.context, estimate.values, estimate.length
-    pixels, precision = size_text(context.spec.img_size), "bf16" if context.compute.bf16 else "fp32"
+    pixels, precision = size_text(context.spec.img_size), context.compute.precision
     return (
         f"{values.teacher} > {values.student}, {context.spec.name} at {pixels} pixels, {precision}\n"
         f"{length.epochs} epochs, {length.warmup} of them warm-up; in each {len(length.rounds)} x {values.g_steps} "

@@ -78,12 +78,23 @@ class Split:
 def _find(path: Path, num_classes: int | None) -> dict[bool, Split]:
     """Training (True) and test images. Raises UserError where there are none, unless the class count is given."""
     candidates = {True: splits_in(path, TRAIN), False: splits_in(path, TEST)}
+    if _are_classes(path, [*candidates[True], *candidates[False]]):
+        candidates = {True: [], False: []}
     splits = {train: _first_with_classes(path, train, folders) for train, folders in candidates.items()}
     if not any(candidates.values()):
         splits[False] = _without_splits(path, num_classes)
     elif num_classes is None and not any(split.folder for split in splits.values()):
         raise DamagedData(splits[bool(candidates[True])].note, "sort its images into one folder a class")
     return splits
+
+
+def _are_classes(path: Path, named: list[Path]) -> bool:
+    """Whether folders named like splits are classes among others, as "train" is beside "bus": images lie right in all.
+
+    Among more others, that is: one folder of another name beside unsorted splits makes none.
+    """
+    folders = [path / name for name in folders_in(path)] if named else []
+    return len(folders) > 2 * len(named) and all(not folders_in(each) and image_paths(each) for each in folders)
 
 
 def _first_with_classes(path: Path, train: bool, folders: list[Path]) -> Split:
@@ -111,7 +122,7 @@ def _without_splits(path: Path, num_classes: int | None) -> Split:
         remedy = f"name one, as --dataset imagefolder:{path / folders[0]}, or link them as train/ and val/"
     elif len(folders) > 1 and any(image_paths(path / name) for name in folders):
         if num_classes in (None, len(folders)):
-            return Split(path, folders, " (no train/ or val/ there: its folders are taken for classes of test images)")
+            return Split(path, folders, " (no train/ or val/ with classes there: its folders are taken for classes of test images)")
         what = f"{what}, and its {len(folders)} folders are not {num_classes} classes"
     if num_classes is None:
         raise UserError(what, remedy)
