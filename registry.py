@@ -144,6 +144,10 @@ def dataset_spec(values: Namespace) -> DatasetSpec:
             what = f"--mean has a number for each of {len(mean)} channels, --std for {len(std)}"
             raise UserError(what, "give both: one number each for grey images, three for colours")
         spec = imagefolder_spec(path, pair(size), mean, std, described["num_classes"], workers)
+    elif values.dataset not in DATASETS and (
+        Path(values.dataset).expanduser().exists() or values.dataset.lower().startswith(IMAGEFOLDER.rstrip(":"))
+    ):
+        raise UserError(f"unknown data set {values.dataset!r}", f"a folder of images is {IMAGEFOLDER}PATH")
     else:
         spec = DATASETS[values.dataset]
         for name, value in described.items():

@@ -3,13 +3,16 @@
 import importlib.util
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .errors import UserError, nearest_names
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("datafree", "registry", "main", "train_scratch")  # what is imported by these names where no file of a user's is
 
 
 def is_file(name: str) -> bool:
@@ -27,13 +30,18 @@ def package_of(path: Path) -> tuple[Path, str]:
 
 
 @contextmanager
-def beside(file: Path | str) -> Iterator[None]:
+def beside(file: Path | str, with_ours: bool = False) -> Iterator[None]:
     """Within, modules beside a file, and its package, can be imported; afterwards another file's of the same names can.
 
-    The command line is then the file's own, without words.
+    The command line is then the file's own, without words. Modules of ours by the same names are out of its sight,
+    unless ``with_ours``.
     """
-    path, known, words = Path(file).expanduser().resolve(), set(sys.modules), sys.argv
+    path, words = Path(file).expanduser().resolve(), sys.argv
     folders = dict.fromkeys((path.parent, package_of(path)[0]))
+    ours = {} if with_ours else _hidden_by(folders)
+    for name in ours:
+        del sys.modules[name]
+    known = set(sys.modules)
     sys.path[:0], sys.argv = [str(folder) for folder in folders], [str(path)]
     try:
         yield
@@ -43,9 +51,19 @@ def beside(file: Path | str) -> Iterator[None]:
             sys.path.remove(str(folder))
         for name in set(sys.modules) - known:
             top = name.partition(".")[0]
-            own = any((folder / f"{top}.py").exists() or (folder / top / "__init__.py").exists() for folder in folders)
-            if top not in known and own:
+            if top not in known and _lies_in(folders, top):
                 del sys.modules[name]
+        sys.modules.update(ours)
+
+
+def _hidden_by(folders: Iterable[Path]) -> dict[str, ModuleType]:
+    """This repository's modules whose names are taken in these folders: CMI's have a registry.py and a datafree/."""
+    taken = {name for name in OURS if ROOT not in folders and _lies_in(folders, name)}
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in taken}
+
+
+def _lies_in(folders: Iterable[Path], name: str) -> bool:
+    return any((folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists() for folder in folders)
 
 
 def load(name: str, what: str) -> Any:
@@ -64,7 +82,7 @@ def load(name: str, what: str) -> Any:
         raise UserError(f"{what} file {path} does not exist", "check the path")
     package, said = package_of(path)[1], io.StringIO()
     try:
-        with beside(path), redirect_stderr(said):
+        with beside(path, with_ours=what == "method"), redirect_stderr(said):
             module = _executed(path, package)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         told = [f"{type(error).__name__}: {error}", *said.getvalue().strip().splitlines()[-1:]]

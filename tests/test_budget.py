@@ -1,5 +1,6 @@
 """Plans by a budget: against counting by hand, without a trace in the run, kept by a resumption."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,12 @@ def test_the_plan_is_the_longest_run_within_the_budget(amount):
 def test_a_budget_of_less_than_an_epoch_is_refused():
     with user_error("the budget of 31 s is less than one epoch takes, 32"):
         planned(31, "s", PRICES, LENGTH)
+
+
+def test_a_budget_that_is_over_before_the_run_begins_is_refused(monkeypatch):
+    monkeypatch.setattr(budget, "prices", lambda *_: [(0, 0)] * 5)
+    with user_error("the budget of 5 s is less than the ", "s that went before the run begins"):
+        budget.plan_within((5, "s"), LENGTH, lambda: None, lambda: None, time.perf_counter() - 7)
 
 
 def test_a_budget_of_what_a_run_does_not_need_is_refused():

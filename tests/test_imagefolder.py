@@ -119,6 +119,21 @@ def test_class_folders_without_a_split_are_test_images(tmp_path):
     assert other.num_classes == 5 and images is None and "its 2 folders are not 5 classes" in remark
 
 
+def test_a_class_may_be_called_like_a_split_where_images_lie_right_in_all_folders(tmp_path):
+    write(tmp_path, "bus/1.png", "dev/1.png", "lorry/1.png", "train/1.png", "tram/1.png", "van/1.png")
+    pairs, _ = loaded(spec_of(tmp_path))
+    assert pairs == [("abcdefghijklmnopqrstuvwxyz".index(name), label) for label, name in enumerate("bdlttv")]
+    assert spec_of(tmp_path).class_names == ("bus", "dev", "lorry", "train", "tram", "van")
+    write(tmp_path, "train/more/1.png")
+    with user_error(f"{tmp_path}/dev holds no class folders", kind=MissingData):
+        spec_of(tmp_path).load("nowhere", False, False)
+    for name in ("bus", "lorry", "tram", "van"):
+        shutil.rmtree(tmp_path / name)
+    shutil.rmtree(tmp_path / "train/more")
+    with user_error("holds no class folders"):
+        spec_of(tmp_path)
+
+
 def test_a_data_set_one_folder_further_down_is_pointed_at(tmp_path):
     write(tmp_path, "birds/train/a/1.png", "birds/val/a/1.png", "__MACOSX/birds/train/a/._1.png")
     with user_error(f"{tmp_path}/birds does", f"--dataset imagefolder:{tmp_path}/birds"):

@@ -72,6 +72,13 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_else_with_all():
         MODELS["?"]
 
 
+@pytest.mark.parametrize("name", ["{0}", "imagefolder", "ImageFolder:{0}"])
+def test_a_folder_without_its_word_is_told_the_word(name, tmp_path):
+    values = Namespace(dataset=name.format(tmp_path), img_size=None, num_classes=None, mean=None, std=None)
+    with user_error("unknown data set", "a folder of images is imagefolder:PATH"):
+        registry.dataset_spec(values)
+
+
 def test_a_name_that_is_taken_is_refused():
     models = Registry("model")
     models.add("twin", 1)

@@ -30,6 +30,19 @@ def test_a_file_of_a_package_has_relative_imports_and_two_packages_may_have_one_
     assert (set(sys.modules), list(sys.path)) == before
 
 
+def test_a_file_has_its_own_registry_and_datafree_beside_it_and_we_keep_ours(tmp_path):
+    (tmp_path / "datafree").mkdir()
+    (tmp_path / "datafree/__init__.py").write_text("")
+    (tmp_path / "datafree/nets.py").write_text("WIDTH = 3\n")
+    (tmp_path / "registry.py").write_text("import datafree.nets\ndef get_model():\n    return datafree.nets.WIDTH\n")
+    (tmp_path / "own.py").write_text("from registry import get_model\nimport datafree.nets\n")
+    before = {name: module for name, module in sys.modules.items() if not name.startswith("datafree_own_")}
+    assert user_code.load(f"{tmp_path}/own.py:get_model", "model")() == 3
+    assert user_code.load(f"{tmp_path}/registry.py:get_model", "model")() == 3
+    after = {name: module for name, module in sys.modules.items() if not name.startswith("datafree_own_")}
+    assert after == before and "datafree.errors" in before
+
+
 def test_a_file_of_this_very_package_is_not_loaded_twice():
     from datafree.methods.aeahl_rg import AeahlRg
 

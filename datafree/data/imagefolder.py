@@ -122,7 +122,7 @@ def _without_splits(path: Path, num_classes: int | None) -> Split:
         remedy = f"name one, as --dataset imagefolder:{path / folders[0]}, or link them as train/ and val/"
     elif len(folders) > 1 and any(image_paths(path / name) for name in folders):
         if num_classes in (None, len(folders)):
-            return Split(path, folders, " (no train/ or val/ with classes there: its folders are taken for classes of test images)")
+            return Split(path, folders, " (no train/ or val/ there: its folders are taken for classes of test images)")
         what = f"{what}, and its {len(folders)} folders are not {num_classes} classes"
     if num_classes is None:
         raise UserError(what, remedy)

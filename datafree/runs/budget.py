@@ -164,6 +164,9 @@ def plan_within(
         tried = prices(make(), test(), SHARE * amount if unit == "s" else 0.0)
     tried, seconds = processes.agreed((tried, time.perf_counter() - began))
     left = amount - seconds if unit == "s" else amount
+    if left <= 0:
+        what = f"the budget of {amount:g} s is less than the {seconds:.1f} s that went before the run begins"
+        raise UserError(what, "raise it, or give --epochs")
     of_unit = Prices(*(price[unit != "s"] for price in tried))
     return Plan(*planned(left, unit, of_unit, length), seconds)
 
