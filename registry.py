@@ -246,6 +246,7 @@ FAST: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     # Without BatchNorm, as lenet5_half is, lr 0.2 of SGD leaves a student at chance.
     (POOLED, "mnist", None, {"epochs": 20, "warmup": 1, "kd_steps": 150, "batch_size": 256, "crop_padding": 0} | ADAM),
     (LIKE_FAST, "mnist", None, {"synthesis_batch_size": 256, "g_steps": 10, "ngf": 16}),
+    ("noise", "mnist", None, {"noise": "normal", "T": 1.0}),
     ("nayer", "mnist", None, {"synthesis_batch_size": 250, "loops": 1, "warmup_loops": 2, "g_steps": 20, "ngf": 16}),
     (POOLED, NATURAL, None, {"epochs": 100, "warmup": 5, "kd_steps": 150, "batch_size": 128, "lr": 0.1}),
     ("nayer", NATURAL, None, {"synthesis_batch_size": 250, "loops": 1, "warmup_loops": 2, "g_steps": 20}),

@@ -159,7 +159,7 @@ def prepare(
     learner = Student(context, Student.Config.of(values).share(), length.steps)
     maker = method(context, method.Config.of(values).share())
     aims = targets(context, targets.Config.of(values))
-    pool = make_pool(values, maker, aims, context, length) if method.pooled else None
+    pool = make_pool(values, maker, aims, context, length) if maker.pooled else None
     compiling = Compiling.chosen(compute, values.compile, values.no_compile)
     if compiling.on:
         busy = {f"network {i} of the method": network for i, network in enumerate(maker.busy)}

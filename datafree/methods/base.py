@@ -42,7 +42,8 @@ class Method(ABC):
     """Subclass it in a file of your own and name that with ``--method FILE.py:CLASS``.
 
     Attributes:
-        pooled: whether batches are kept in the pool, from which the student learns; else it learns from ``sample``.
+        pooled: whether batches are kept in the pool, from which the student learns; else it learns from ``sample``. An
+            instance may say otherwise.
         targets: the name of its targets, where they are not those that --hl and --no_aea choose.
         defaults: flags of loop, student and targets that its runs have where nothing else is said, whatever their own
             defaults and a data set's preset are.
