@@ -25,8 +25,8 @@ class Noise(Method):
     class Config(configuration.Config):
         noise: str = knob(
             "uniform",
-            "uniform: over [0, 1], kept in the pool; normal: with the data's mean and standard deviation, beyond [0, 1], too, "
-            "and not kept",
+            "uniform: over [0, 1], kept in the pool; normal: with the data's mean and standard deviation, also beyond "
+            "[0, 1], and not kept",
             choices=("uniform", "normal"),
         )
         synthesis_batch_size: int = knob(256, "images made a round", low=1, high=2**16, unit="IMAGES")
