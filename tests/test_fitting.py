@@ -237,6 +237,80 @@ class ChannelsLast(Body):
         return super().forward(x.permute(0, 3, 1, 2))
 
 
+class ExtraState(Body):
+    def get_extra_state(self):
+        return {"seen": [1]}
+
+    def set_extra_state(self, state):
+        assert state == {"seen": [1]}
+
+
+class SilentModes(Body):
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(4, CLASSES)
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def eval(self):
+        super().eval()
+
+    def forward(self, x):
+        h = self.middle(x).relu().mean((2, 3))
+        return (self.fc(h), self.aux(h)) if self.training else self.fc(h)
+
+
+def made_in_inference_mode():
+    with torch.inference_mode():
+        network = Body()
+        network.tied = network.conv
+    return network
+
+
+@pytest.mark.parametrize("make", [ExtraState, SilentModes, made_in_inference_mode])
+def test_what_a_student_keeps_returns_or_was_made_under_does_not_matter(make, tmp_path):
+    student = make()
+    datafree.distil(small_network(1), student, **OF_TASK, **SHORT, run_root=tmp_path)
+    assert all(weight.grad is not None for weight in student.fc.parameters())
+    assert getattr(student, "tied", student.conv) is student.conv
+
+
+class ThroughNumpy(Body):
+    def forward(self, x):
+        return super().forward(torch.from_numpy(x.numpy()))
+
+
+class FailsInTraining(Body):
+    def forward(self, x):
+        assert not self.training, "not me"
+        return super().forward(x)
+
+
+class LargeInTraining(Body):
+    """As Inception's, its auxiliary head wants larger images than its answers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Conv2d(3, 1, 60)
+
+    def forward(self, x):
+        return super().forward(x) + (self.aux(x).mean() if self.training else 0)
+
+
+FAILS = {
+    "no gradient": (ThroughNumpy, "Can't call numpy()", "it answers where no gradients are asked for"),
+    "training": (FailsInTraining, "in training: not me", "it answers in eval mode alone: mend its training mode"),
+    "training size": (LargeInTraining, "it answers images of 64x64 pixels: say --student_img_size 64"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), [(make, words) for make, *words in FAILS.values()], ids=FAILS)
+def test_larger_batches_and_sizes_are_advised_only_where_they_help(make, words):
+    with user_error(*words):
+        fitted(wrapped(make()), "student own", SHAPE, FP32, train_batch=4)
+
+
 class OneSize(Body):
     def forward(self, x):
         return self.fc(self.middle(x).flatten(1)[:, : 4 * 26 * 26].view(len(x), 4, 26, 26).mean((2, 3)))

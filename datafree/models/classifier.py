@@ -51,6 +51,18 @@ def to_channels(x: Tensor, channels: int) -> Tensor:
     return x.expand(-1, channels, -1, -1)
 
 
+def let_gradients_through(network: nn.Module) -> None:
+    """Makes parameters and buffers that came to be under ``torch.inference_mode`` anew, as none of those learns."""
+    made: dict[int, Tensor] = {}  # by identity: layers may share them
+    for module in network.modules():
+        for kept in (module._parameters, module._buffers):
+            for name, old in kept.items():
+                lazy = isinstance(old, nn.parameter.UninitializedTensorMixin)
+                if old is not None and not lazy and old.is_inference():
+                    new = nn.Parameter(old.clone()) if isinstance(old, nn.Parameter) else old.clone()
+                    kept[name] = made.setdefault(id(old), new.requires_grad_(old.requires_grad))
+
+
 class Classifier(nn.Module):
     """Pixels (B, 1 or 3, H, W) in [0, 1] -> logits (B, num_classes), in fp32.
 
@@ -81,6 +93,7 @@ class Classifier(nn.Module):
         std: Sequence[float],
     ):
         super().__init__()
+        let_gradients_through(network)
         self.network, self.name, self.num_classes, self.img_size = network.float(), name, num_classes, pair(img_size)
         self.normalisation = Normalise(mean, std)
         self.memory_format, self.autocast, self.borrowed = torch.contiguous_format, True, False
