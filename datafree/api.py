@@ -7,7 +7,6 @@ The loop is in loop.py, what it works with in job.py. How images are made is a m
 student learns of them is its targets (datafree/targets/), and everything else is bookkeeping (datafree/runs/).
 """
 
-import copy
 import json
 import time
 from argparse import Namespace
@@ -30,7 +29,7 @@ from .job import prepare_planned, run_name
 from .loop import run_job
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
-from .models.classifier import Classifier
+from .models.classifier import Classifier, duplicate
 from .models.names import classifier_of, format_of, given_format
 from .targets import chosen
 
@@ -155,7 +154,7 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
 def copied(teacher: nn.Module) -> tuple[nn.Module, bool]:
     """A copy, which will be frozen and rounded where that is faster; or itself where it cannot be copied, and True."""
     try:
-        return copy.deepcopy(teacher), False
+        return duplicate(teacher), False
     except Exception:  # whatever its parts raise
         return teacher, True
 

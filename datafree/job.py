@@ -1,6 +1,5 @@
 """What a run works with, put together: networks, method, targets, pool; ready for the loop (loop.py)."""
 
-import copy
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +30,7 @@ from .engine.student import Source, Student
 from .errors import UserError
 from .methods.base import Method
 from .models.checksum import checksum
-from .models.classifier import Classifier
+from .models.classifier import Classifier, duplicate
 from .runs.budget import plan_within
 from .runs.folder import folder_name
 from .runs.snapshot import saved_part
@@ -212,7 +211,7 @@ def prepare_planned(
 def copy_of(network: Classifier) -> Classifier:
     """To be tried. Raises UserError where it cannot be copied."""
     try:
-        return copy.deepcopy(network)
+        return duplicate(network)
     except Exception:  # whatever its parts raise
         what = f"a budget is planned on copies of the networks, and {network.name} cannot be copied"
         raise UserError(what, "give --epochs instead") from None

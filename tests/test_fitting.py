@@ -392,6 +392,20 @@ def test_a_student_can_be_saved_whole_and_a_teacher_that_cannot_be_copied_keeps_
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
+COMPILED = {"script": torch.jit.script, "trace": lambda network: torch.jit.trace(network, torch.zeros(2, *SHAPE))}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+def test_a_torchscript_teacher_works_without_its_layers_and_a_torchscript_student_is_budgeted(how, tmp_path, capsys):
+    teacher, student = (COMPILED[how](small_network(seed)) for seed in (1, 2))
+    before = [weight.clone() for weight in teacher.parameters()]
+    flags = SHORT | ({"bn": 0.0, "budget_teacher_passes": 100} if how == "trace" else {})
+    found = datafree.distil(teacher, student, **OF_TASK, **flags, run_root=tmp_path)
+    told = capsys.readouterr().out
+    assert "teacher teacher is TorchScript, which shows no layers" in told and "the teacher has no BatchNorm" in told
+    assert found.student.network is student and all(map(torch.equal, before, teacher.parameters()))
+
+
 IMAGES, LABELS = torch.zeros(4, *SHAPE, dtype=torch.uint8), torch.arange(4, dtype=torch.int32)
 BAD = {
     "dry_run": ({"dry_run": True}, "dry_run is for main.py"),

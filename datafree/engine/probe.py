@@ -58,6 +58,8 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         raise UserError(f"{what} has no weights to train", "choose another model, or set requires_grad")
     answers = {train: _answer(classifier, what, batches, compute, train) for train in batches}
     remarks += [f"{what}: of {', '.join(places)} its logits are {place}" for places, place in classifier.picked.items()]
+    if classifier.scripted and not train_batch:
+        remarks.append(f"{what} is TorchScript, which shows no layers: BatchNorm statistics want the network itself")
     flat = all(map(looks_like_probabilities, answers.values()))
     if classifier.num_classes == 2 and not any(logits[:, 0].any() for logits in answers.values()):
         advice = " - if that is a sigmoid's, return what goes into it" if flat else ""

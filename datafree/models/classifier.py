@@ -3,8 +3,9 @@
 logits = S(x),   x (B, C, H, W) in [0, 1] -> resized to S's size -> (x - S's mean) / S's std -> (B, classes)
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from ..data.specs import Size, pair, size_text
 from ..errors import UserError
 from .answers import Picked, candidates, logits_of, pick
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ExactLinear(nn.Linear):
@@ -49,6 +52,15 @@ def to_channels(x: Tensor, channels: int) -> Tensor:
         red, green, blue = x.split(1, 1)
         return 0.299 * red + 0.587 * green + 0.114 * blue
     return x.expand(-1, channels, -1, -1)
+
+
+def duplicate(network: M) -> M:
+    """A deep copy with parameters of its own: PyTorch would compute those of TorchScript's copy from the first ones."""
+    with torch.no_grad():
+        made = copy.deepcopy(network)
+    for old, new in zip(network.parameters(), made.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return made
 
 
 def let_gradients_through(network: nn.Module) -> None:
@@ -127,6 +139,11 @@ class Classifier(nn.Module):
         return f"{self.name} takes {colours} images of {size_text(self.img_size)} pixels, mean {mean}, std {std}"
 
     @property
+    def scripted(self) -> bool:
+        """Whether it, or a part, is TorchScript: compiled code, whose layers show themselves to nobody."""
+        return any(isinstance(module, torch.jit.ScriptModule) for module in self.network.modules())
+
+    @property
     def channels(self) -> int:
         """Of the images that the network takes."""
         return self.mean.numel()
@@ -161,9 +178,12 @@ class Classifier(nn.Module):
 
     @property
     def norm_layers(self) -> list[nn.Module]:
-        """Those that remember statistics of what they were trained on, frozen ones among them."""
+        """Those that remember statistics of what they were trained on, frozen ones among them.
+
+        None of TorchScript's, which lets nobody listen to its layers.
+        """
         kept = ("running_mean", "running_var")
-        modules = self.network.modules()
+        modules = (m for m in self.network.modules() if not isinstance(m, torch.jit.ScriptModule))
         values = ((m, [getattr(m, name, None) for name in kept]) for m in modules)
         return [m for m, both in values if all(isinstance(each, Tensor) and each.ndim == 1 for each in both)]
 
