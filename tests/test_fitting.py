@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import BF16, CLASSES, FP32, MEAN, SIZE, STD, small_context, small_network, small_teacher, user_error
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 import datafree
 from datafree import user_code
@@ -261,6 +262,11 @@ class SilentModes(Body):
         return (self.fc(h), self.aux(h)) if self.training else self.fc(h)
 
 
+class Checkpointed(Body):
+    def middle(self, x):
+        return checkpoint(super().middle, x, use_reentrant=False)
+
+
 def made_in_inference_mode():
     with torch.inference_mode():
         network = Body()
@@ -390,6 +396,21 @@ def test_a_student_can_be_saved_whole_and_a_teacher_that_cannot_be_copied_keeps_
     assert type(student.fc) is nn.Linear and type(teacher.fc) is nn.Linear
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_network_that_recomputes_its_layers_on_the_way_back_gives_the_run_of_one_that_does_not(tmp_path):
+    found = []
+    for kind in (Body, Checkpointed):
+        teacher, student = kind(), kind()
+        for network, seed in ((teacher, 1), (student, 2)):
+            torch.manual_seed(seed)
+            for weight in network.parameters():
+                nn.init.normal_(weight)
+        task = OF_TASK | {"precision": "fp32"}
+        datafree.distil(teacher, student, **task, **SHORT | {"warmup": 0}, run_root=tmp_path / kind.__name__)
+        found.append(student.state_dict())
+    assert found[0].pop("norm.num_batches_tracked") < found[1].pop("norm.num_batches_tracked")
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items() if "running" not in name)
 
 
 COMPILED = {"script": torch.jit.script, "trace": lambda network: torch.jit.trace(network, torch.zeros(2, *SHAPE))}

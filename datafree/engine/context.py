@@ -96,7 +96,8 @@ class Context:
         """
         for parameter in parameters:
             parameter.grad = None
-        self.scaler.scale(loss).backward(inputs=list(parameters))
+        with self.student_as_judge():  # as it was asked: it may run once more here (torch.utils.checkpoint)
+            self.scaler.scale(loss).backward(inputs=list(parameters))
         shared, rest, kept = [], [], {id(leaf) for leaf in own}
         for leaf in parameters:
             (shared if isinstance(leaf, nn.Parameter) and id(leaf) not in kept else rest).append(leaf)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..losses.priors import patch_diversity_loss, patch_similarity
 from .classifier import Classifier
-from .listening import Listener
+from .listening import Listener, apart
 
 MOST_TOKENS = 256  # of a layer that are compared with each other; chosen by us
 MOST_EXTRA = 16  # tokens before the patches, of class, distillation, registers; chosen by us
@@ -48,7 +48,8 @@ class PatchDiversity(Listener):
     def _hear(self, layer: nn.Module, args: tuple, answer: Any) -> None:
         tokens = answer[0] if isinstance(answer, tuple | list) else answer
         if self._listening and isinstance(tokens, Tensor) and _holds_tokens(layer, tokens):
-            self._heard.append(patch_similarity(patches(tokens, self._maps)))
+            with apart():
+                self._heard.append(patch_similarity(patches(tokens, self._maps)))
 
     def forget(self) -> None:
         self._heard.clear()

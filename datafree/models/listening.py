@@ -2,11 +2,34 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
 from .classifier import Classifier
+
+
+def apart() -> AbstractContextManager:
+    """Within, what a hook computes of a layer's tensors keeps by itself what its gradient needs.
+
+    Else a network that saves memory (``torch.utils.checkpoint``) would take it for its own, and miss it when it runs
+    once more on the way back, where nobody listens. Compiled code has no use for this.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else saved_tensors_hooks(_as_it_was, _as_it_is)
+
+
+def _as_it_was(x: Tensor) -> tuple[Tensor, int]:
+    return x, x._version
+
+
+def _as_it_is(kept: tuple[Tensor, int]) -> Tensor:
+    x, version = kept
+    if x._version != version:  # as PyTorch says it of what it keeps itself
+        raise RuntimeError("what a layer was given or gave has been changed in place, and its gradient needs it")
+    return x
 
 
 class Listener(ABC):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import processes
 from ..losses.batchnorm import bn_loss, channel_moments, concatenated
 from .classifier import Classifier
-from .listening import Listener
+from .listening import Listener, apart
 
 
 class NormInputs(Listener):
@@ -33,7 +33,8 @@ class NormInputs(Listener):
 
     def _hear(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if self._listening:
-            self._heard[layer] = self.kept(args[0] if args else kwargs["input"])
+            with apart():
+                self._heard[layer] = self.kept(args[0] if args else kwargs["input"])
 
     def forget(self) -> None:
         self._heard.clear()
