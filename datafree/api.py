@@ -32,6 +32,7 @@ from .methods.base import Method
 from .models.classifier import Classifier, duplicate
 from .models.names import classifier_of, format_of, given_format
 from .targets import chosen
+from .user_code import plain_settings
 
 PROGRAM = "datafree.distil"  # as config.json calls it
 # Flags without a use here.
@@ -53,6 +54,7 @@ class Distilled:
     results: dict[str, Any]
 
 
+@plain_settings()
 @torch.inference_mode(False)  # whatever the caller is in: networks are trained here
 def distil(
     teacher: Classifier | nn.Module,

@@ -1,5 +1,6 @@
 """What a network does not bear is left out for it, and what it cannot do is said."""
 
+import contextlib
 import sys
 
 import numpy as np
@@ -411,6 +412,25 @@ def test_a_network_that_recomputes_its_layers_on_the_way_back_gives_the_run_of_o
         found.append(student.state_dict())
     assert found[0].pop("norm.num_batches_tracked") < found[1].pop("norm.num_batches_tracked")
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items() if "running" not in name)
+
+
+@pytest.mark.parametrize("setting", ["dtype", "device", "context"])
+def test_defaults_of_the_callers_do_not_matter_and_stay(setting, tmp_path):
+    teacher, student = small_network(1), small_network(2)
+    kept = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        if setting == "dtype":
+            torch.set_default_dtype(torch.float64)
+        if setting == "device":
+            torch.set_default_device("meta")
+        with torch.device("meta") if setting == "context" else contextlib.nullcontext():
+            datafree.distil(teacher, student, **OF_TASK, **SHORT, run_root=tmp_path)
+            made = torch.zeros(1)
+        assert made.dtype == torch.float64 if setting == "dtype" else made.is_meta
+    finally:
+        torch.set_default_dtype(kept[0])
+        torch.set_default_device(None)
+    assert torch.get_default_device() == kept[1]
 
 
 COMPILED = {"script": torch.jit.script, "trace": lambda network: torch.jit.trace(network, torch.zeros(2, *SHAPE))}
