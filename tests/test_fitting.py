@@ -383,11 +383,12 @@ def test_two_folders_may_have_helpers_of_one_name_and_import_them_late(tmp_path)
 # distil
 
 
-def test_a_student_can_be_saved_whole_and_a_teacher_that_cannot_be_copied_keeps_its_weights(tmp_path):
-    class Uncopied(Body):
-        def __deepcopy__(self, memo):
-            raise RuntimeError("not me")
+class Uncopied(Body):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("not me")
 
+
+def test_a_student_can_be_saved_whole_and_a_teacher_that_cannot_be_copied_keeps_its_weights(tmp_path):
     teacher, student = Uncopied(), small_network(2)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     with user_error("planned on copies of the networks, and teacher cannot be copied", "give --epochs"):
@@ -454,6 +455,11 @@ BAD = {
     "no images": ({"test": (IMAGES[:0], LABELS[:0])}, "test holds no images"),
     "labels": ({"test": (IMAGES, LABELS + 3)}, f"labels beyond 0..{CLASSES - 1}"),
     "no tensors": ({"test": [IMAGES.float(), LABELS]}, "test is no set of images"),
+    "classes in words": ({"num_classes": str(CLASSES)}, f"num_classes is '{CLASSES}'"),
+    "classes as a fraction": ({"num_classes": float(CLASSES)}, f"num_classes is {CLASSES}.0"),
+    "no classes": ({"num_classes": 0}, "num_classes is 0"),
+    "a list": ({"lr": [0.1]}, "--lr: [0.1] is not a number"),
+    "one that cannot be copied": (dict.fromkeys(("teacher", "student"), Uncopied()), "share weights, and cannot be"),
     "a name": ({"teacher": "resnet20"}, "the teacher is a str"),
 }
 
@@ -462,7 +468,7 @@ BAD = {
 def test_what_distil_cannot_use_is_refused_in_one_line(tmp_path, given, words):
     networks = {"teacher": small_network(1), "student": small_network(2)} | given
     with user_error(words):
-        datafree.distil(**networks, **OF_TASK, **SHORT, run_root=tmp_path)
+        datafree.distil(**OF_TASK | SHORT | networks, run_root=tmp_path)
     assert not any(tmp_path.iterdir())
 
 
