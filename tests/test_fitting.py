@@ -434,6 +434,15 @@ def test_defaults_of_the_callers_do_not_matter_and_stay(setting, tmp_path):
     assert torch.get_default_device() == kept[1]
 
 
+def test_a_network_of_torch_export_is_a_teacher_and_no_student(tmp_path):
+    images, any_number = torch.rand(2, *SHAPE), {"x": {0: torch.export.Dim("images")}}
+    kept = torch.export.export(small_network(1).eval(), (images,), dynamic_shapes=any_number).module()
+    datafree.distil(kept, small_network(2), **OF_TASK, **SHORT, run_root=tmp_path / "teacher")
+    with user_error("student cannot be trained: Calling train() is not supported"):
+        datafree.distil(small_network(1), kept, **OF_TASK, **SHORT, run_root=tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
 COMPILED = {"script": torch.jit.script, "trace": lambda network: torch.jit.trace(network, torch.zeros(2, *SHAPE))}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..data.specs import Size, pair, size_text
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .answers import Picked, candidates, logits_of, pick
 
 M = TypeVar("M", bound=nn.Module)
@@ -186,6 +186,15 @@ class Classifier(nn.Module):
         modules = (m for m in self.network.modules() if not isinstance(m, torch.jit.ScriptModule))
         values = ((m, [getattr(m, name, None) for name in kept]) for m in modules)
         return [m for m, both in values if all(isinstance(each, Tensor) and each.ndim == 1 for each in both)]
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Raises UserError for a network that is in eval mode for good, as one of ``torch.export`` is."""
+        try:
+            return super().train(mode)
+        except NotImplementedError as error:
+            if mode:
+                raise UserError(f"{self.name} cannot be trained: {first_line(error)}", "give another network") from None
+        return self
 
     def normalise(self, x: Tensor) -> Tensor:
         """What the network takes, of pixels: its channels, its size, its mean and standard deviation."""
