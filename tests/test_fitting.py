@@ -443,6 +443,25 @@ def test_a_network_of_torch_export_is_a_teacher_and_no_student(tmp_path):
     assert not (tmp_path / "student").exists()
 
 
+class Spectral(Body):
+    """A filter of complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, SIZE, SIZE // 2 + 1, dtype=torch.cfloat))
+
+    def forward(self, x):
+        return super().forward(torch.fft.irfft2(torch.fft.rfft2(x.float()) * self.w, s=x.shape[2:]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_complex_weights_are_learnt_too(optimizer, tmp_path):
+    teacher, student = Spectral(), Spectral()
+    before = student.w.detach().clone()
+    datafree.distil(teacher, student, **OF_TASK, **SHORT, optimizer=optimizer, run_root=tmp_path)
+    assert not torch.equal(student.w, before)
+
+
 COMPILED = {"script": torch.jit.script, "trace": lambda network: torch.jit.trace(network, torch.zeros(2, *SHAPE))}
 
 
