@@ -7,8 +7,8 @@ The loop is in loop.py, what it works with in job.py. How images are made is a m
 student learns of them is its targets (datafree/targets/), and everything else is bookkeeping (datafree/runs/).
 """
 
-import copy
 import json
+import numbers
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,10 @@ from .job import prepare_planned, run_name
 from .loop import run_job
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
-from .models.classifier import Classifier
+from .models.classifier import Classifier, duplicate
 from .models.names import classifier_of, format_of, given_format
 from .targets import chosen
+from .user_code import plain_settings
 
 PROGRAM = "datafree.distil"  # as config.json calls it
 # Flags without a use here.
@@ -54,6 +55,7 @@ class Distilled:
     results: dict[str, Any]
 
 
+@plain_settings()
 @torch.inference_mode(False)  # whatever the caller is in: networks are trained here
 def distil(
     teacher: Classifier | nn.Module,
@@ -90,13 +92,14 @@ def distil(
     """
     began = time.perf_counter()
     values, configs = values_from(method, flags)
+    num_classes = whole_number("num_classes", num_classes)
     test, train = as_images("test", test, num_classes), as_images("train", train, num_classes)
     flip = flip and not values.no_flip
     if len(class_names) not in (0, num_classes):
         raise UserError(f"class_names: {len(class_names)} names of {num_classes} classes", "name all of them, or none")
     takes = pair(img_size), *(of_channels(name, each) for name, each in (("mean", mean), ("std", std)))
     spec = DatasetSpec("own", num_classes, *takes, flip, lambda *_: test, tuple(class_names))
-    (teacher, lent), compute = copied(teacher), device.choose(values.device, values.precision)
+    (teacher, lent), compute = copied(teacher, student), device.choose(values.device, values.precision)
     values.precision = compute.precision
     path = values.run_root / run_name(values, method)
     if values.resume:
@@ -152,12 +155,27 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
     return values, configs
 
 
-def copied(teacher: nn.Module) -> tuple[nn.Module, bool]:
-    """A copy, which will be frozen and rounded where that is faster; or itself where it cannot be copied, and True."""
+def copied(teacher: nn.Module, student: nn.Module) -> tuple[nn.Module, bool]:
+    """A copy, which will be frozen and rounded where that is faster; or itself where it cannot be copied, and True.
+
+    Raises UserError where it cannot be copied, and has weights that the student is to learn.
+    """
     try:
-        return copy.deepcopy(teacher), False
+        return duplicate(teacher), False
     except Exception:  # whatever its parts raise
+        each = [
+            set(network.parameters()) if isinstance(network, nn.Module) else set() for network in (teacher, student)
+        ]
+        if each[0] & each[1]:
+            raise UserError("teacher and student share weights, and cannot be copied", "give two networks") from None
         return teacher, True
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Above 0, of any type that is one. Raises UserError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise UserError(f"{name} is {value!r}", "give a whole number above 0")
+    return int(value)
 
 
 def of_channels(name: str, values: Any) -> tuple[float, ...]:

@@ -120,10 +120,11 @@ def convert(each: Field, kind: type, text: str) -> Any:
 
 def _check_type(each: Field, config: type, value: Any) -> None:
     """Raises ValueError for what is of no kind that is wanted: from Python, anything may come."""
-    kind, _ = kind_of(each, config)
+    kind, count = kind_of(each, config)
     unset = (value is None and each.default is None) or (value is True and each.metadata["optional_value"])
     if kind in KINDS and not unset:
-        for item in value if isinstance(value, tuple | list) else (value,):
+        several = count is not None and isinstance(value, tuple | list)
+        for item in value if several else (value,):
             if not isinstance(item, KINDS[kind][0]):
                 raise ValueError(f"{item!r} is not {KINDS[kind][1]}")
 

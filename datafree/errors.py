@@ -95,7 +95,8 @@ def check_weights_finite(networks: Mapping[str, nn.Module], step: int) -> None:
     The last update of a round can spoil weights that no loss has met yet; saved, they would spoil every resumption.
     """
     for name, network in networks.items():
-        values = {key: value for key, value in network.state_dict().items() if value.is_floating_point()}
+        state = network.state_dict().items()  # of layers that keep more, not of tensors alone
+        values = {key: value for key, value in state if isinstance(value, Tensor) and value.is_floating_point()}
         good = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
         for (key, value), is_finite in zip(values.items(), good, strict=True):
             if not is_finite:

@@ -1,6 +1,5 @@
 """What a run works with, put together: networks, method, targets, pool; ready for the loop (loop.py)."""
 
-import copy
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +30,7 @@ from .engine.student import Source, Student
 from .errors import UserError
 from .methods.base import Method
 from .models.checksum import checksum
-from .models.classifier import Classifier
+from .models.classifier import Classifier, duplicate
 from .runs.budget import plan_within
 from .runs.folder import folder_name
 from .runs.snapshot import saved_part
@@ -131,6 +130,7 @@ def prepare(
     Raises:
         UserError: for whatever does not fit together, before anything is written.
     """
+    check_values(teacher=teacher, student=student)
     loaded = checksum(teacher)
     streams, length = Streams(values.seed, compute.device), LengthConfig.of(values)
     targets = TARGETS[chosen(values.hl, values.no_aea, method.targets)]
@@ -209,10 +209,18 @@ def prepare_planned(
     return job
 
 
+def check_values(**networks: Classifier) -> None:
+    """Raises UserError for a network with weights on PyTorch's meta device: shapes alone."""
+    for role, network in networks.items():
+        if any(each.is_meta for each in (*network.parameters(), *network.buffers())):
+            what = f"the {role} {network.name} has weights without values, on the device meta"
+            raise UserError(what, "make it on the CPU, and load its weights there")
+
+
 def copy_of(network: Classifier) -> Classifier:
     """To be tried. Raises UserError where it cannot be copied."""
     try:
-        return copy.deepcopy(network)
+        return duplicate(network)
     except Exception:  # whatever its parts raise
         what = f"a budget is planned on copies of the networks, and {network.name} cannot be copied"
         raise UserError(what, "give --epochs instead") from None

@@ -2,12 +2,15 @@
 
 import importlib.util
 import io
+import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from .errors import UserError, nearest_names
 
@@ -29,12 +32,67 @@ def package_of(path: Path) -> tuple[Path, str]:
     return folder, ".".join(names)
 
 
+def _folder() -> str:
+    """The working folder; "" where it is gone."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+SETTINGS = {  # that hold for everybody: how each is asked for, and set
+    "working folder": (_folder, lambda folder: folder and os.chdir(folder)),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (torch.get_default_device, lambda d: torch.set_default_device(None if d.type == "cpu" else d)),
+    "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
+}
+_set_by: dict[Path, dict[str, Any]] = {}  # what each file changed of these, which holds whenever it is at work
+
+
+def _settings() -> dict[str, Any]:
+    return {name: ask() for name, (ask, _) in SETTINGS.items()}
+
+
+def _change(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        SETTINGS[name][1](value)
+
+
+@contextmanager
+def settings_of(file: Path | None = None) -> Iterator[None]:
+    """Within, the working folder and PyTorch's default dtype, device and gradients are what the file has set them to;
+    afterwards what they were before. Says so, once a file, where that is not the same."""
+    before, known = _settings(), _set_by.get(file, {})
+    _change(known)
+    changed: dict[str, Any] = {}
+    try:
+        yield
+        changed = {name: value for name, value in _settings().items() if value != before[name]}
+    finally:
+        _change({name: before[name] for name, value in _settings().items() if value != before[name]})
+    if file is not None and changed:
+        _set_by[file] = changed
+        if changed.keys() - known.keys():
+            print(f"{file} sets {', '.join(changed)} for everybody: holds for its own code alone", file=sys.stderr)
+
+
+@contextmanager
+def plain_settings() -> Iterator[None]:
+    """Within, PyTorch makes tensors in fp32 on the CPU where it is told nothing, whatever the caller has set."""
+    with settings_of(), ExitStack() as stack:
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            torch.set_default_device(None)
+            stack.enter_context(torch.device("cpu"))  # the caller may be in such a context
+        yield
+
+
 @contextmanager
 def beside(file: Path | str, with_ours: bool = False) -> Iterator[None]:
     """Within, modules beside a file, and its package, can be imported; afterwards another file's of the same names can.
 
-    The command line is then the file's own, without words. Modules of ours by the same names are out of its sight,
-    unless ``with_ours``.
+    The command line is then the file's own, without words; what it sets for everybody holds in here alone. Modules of
+    ours by the same names are out of its sight, unless ``with_ours``.
     """
     path, words = Path(file).expanduser().resolve(), sys.argv
     folders = dict.fromkeys((path.parent, package_of(path)[0]))
@@ -44,7 +102,8 @@ def beside(file: Path | str, with_ours: bool = False) -> Iterator[None]:
     known = set(sys.modules)
     sys.path[:0], sys.argv = [str(folder) for folder in folders], [str(path)]
     try:
-        yield
+        with settings_of(path):
+            yield
     finally:
         sys.argv = words
         for folder in folders:

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import CLASSES, SIZE, same_state, small_teacher, state_of
+from conftest import CLASSES, MEAN, SIZE, STD, same_state, small_network, small_teacher, state_of
 from test_aeahl_rg import bn_inputs, bn_norms, moments
 from test_batchnorm import moments_by_hand
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from datafree.models.classifier import Classifier
 from datafree.models.norm_statistics import NormStatistics, SpatialMeans
@@ -34,6 +35,48 @@ class AnyLogits(nn.Module):
 def on_pixels(network):
     """A classifier that leaves pixels as they are."""
     return Classifier(AnyLogits(network), "own", CLASSES, SIZE, (0.0,) * 3, (1.0,) * 3).eval()
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return checkpoint(self.network, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("kind", [NormStatistics, SpatialMeans])
+def test_a_teacher_that_recomputes_its_layers_on_the_way_back_has_the_same_gradients(kind):
+    network, found = small_network(1), []
+    for each in (network, Checkpointed(network)):
+        teacher, x = Classifier(each, "own", CLASSES, SIZE, MEAN, STD).eval(), images(0).requires_grad_()
+        teacher.recomputes = each is not network  # as the look ahead finds
+        listener = kind(teacher, 0.0) if kind is NormStatistics else kind(teacher)
+        answer = hear(listener, teacher, x)
+        loss = listener.loss() if kind is NormStatistics else listener.features().square().sum()
+        (loss + answer.square().sum()).backward()
+        listener.remove()
+        found.append(x.grad)
+    assert torch.equal(*found)
+
+
+def test_an_input_that_is_changed_after_it_was_heard_is_no_silent_fault():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3, affine=False)
+
+        def forward(self, x):
+            x = x * 1
+            return self.norm(x).detach() + x.zero_()
+
+    teacher, x = on_pixels(InPlace()), images(0).requires_grad_()
+    teacher.recomputes = True
+    statistics = NormStatistics(teacher, 0.0)
+    hear(statistics, teacher, x)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        statistics.loss().backward()
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

@@ -1,11 +1,13 @@
 """The user's own files: alone, in a package, with a command line of their own."""
 
+import contextlib
 import sys
 
 import pytest
 from conftest import user_error
 
 from datafree import user_code
+from datafree.errors import UserError
 from datafree.models.names import UNKNOWN, network_of
 
 
@@ -67,6 +69,36 @@ def test_a_file_that_parses_a_command_line_gets_an_empty_one(tmp_path, monkeypat
     with user_error("SystemExit: 2, net.py: error: the following arguments are required: --width"):
         user_code.load(f"{tmp_path}/net.py:args", "model")
     assert capsys.readouterr().err == ""
+
+
+SETS = """
+import os, torch
+from torch import nn
+os.chdir(os.path.dirname(__file__))
+torch.set_default_dtype(torch.float64), torch.set_default_device("meta"), torch.set_grad_enabled(False)
+def make():
+    found = open("beside.txt").read(), torch.zeros(1).dtype, torch.zeros(1).device.type, torch.is_grad_enabled()
+    assert found == ("here", torch.float64, "meta", False), found
+    return nn.Linear(1, 1)
+def late():
+    os.chdir("/")
+    return make()
+def gone():
+    os.mkdir("gone"), os.chdir("gone"), os.rmdir(os.getcwd())
+    1 / 0
+"""
+
+
+def test_what_a_file_sets_for_everybody_holds_for_its_own_code_alone(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(SETS)
+    (tmp_path / "beside.txt").write_text("here")
+    before = user_code._settings()
+    for function in ("make", "make", "late", "gone"):
+        with contextlib.suppress(UserError):
+            network_of(f"{tmp_path}/net.py:{function}", 7, {}, UNKNOWN, "none")
+        assert user_code._settings() == before
+    sets = "net.py sets working folder, default dtype, default device, gradients for everybody"
+    assert capsys.readouterr().err.count(sets) == 1
 
 
 @pytest.mark.parametrize("name", ["num_classes", "n_class", "nc", "num_labels"])

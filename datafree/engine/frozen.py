@@ -51,7 +51,7 @@ def folded(classifier: Classifier) -> Classifier:
     Args:
         classifier: fp32, on the CPU, without hooks: they would be copied too.
     """
-    if any(isinstance(module, torch.jit.ScriptModule) for module in classifier.modules()):
+    if classifier.scripted:
         return classifier
     try:
         plain = copy.deepcopy(classifier).eval().requires_grad_()

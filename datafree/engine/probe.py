@@ -3,9 +3,11 @@
 A speed-up that a network does not bear, channels-last memory or autocast, is left out for it, with a line for the log.
 """
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import isqrt
 
 import torch
@@ -19,6 +21,10 @@ from .device import Compute
 from .randomness import global_draws_forgotten
 
 TOLERANCE = 1e-2  # of logits in another memory order, relative to the largest: rounding, however long the network
+
+Batches = dict[bool, Tensor]  # pixels by mode, True that of training; a network that is only asked has no such
+
+MORE = 4  # times as many images, where a batch seems to be too small; chosen by us
 
 SIDES = (28, 32, 48, 64, 84, 96, 112, 128, 160, 192, 224, 227, 240, 256, 299, 384)  # that networks are made for
 
@@ -42,16 +48,18 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         UserError: if it cannot take such images, gives no logits of the class count, or NaN or infinity, or lets no
             gradient through to its images.
     """
-    remarks, modes = [], [False, True] if train_batch else [False]
     noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(compute.device)
-    batches = {False: noise, True: noise[:train_batch]}  # by mode: in training, batches may be of one image
+    batches = {False: noise} | ({True: noise[:train_batch]} if train_batch else {})  # by mode: of one image, it may be
+    remarks = []
     classifier.memory_format, classifier.autocast = torch.contiguous_format, False
     classifier.to(compute.device)
-    _materialise(classifier, what, noise)
+    _materialise(classifier, what, batches, compute)
     if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise UserError(f"{what} has no weights to train", "choose another model, or set requires_grad")
-    answers = {train: _answer(classifier, what, batches[train], compute, train) for train in modes}
+    answers = {train: _answer(classifier, what, batches, compute, train) for train in batches}
     remarks += [f"{what}: of {', '.join(places)} its logits are {place}" for places, place in classifier.picked.items()]
+    if classifier.scripted and not train_batch:
+        remarks.append(f"{what} is TorchScript, which shows no layers: BatchNorm statistics want the network itself")
     flat = all(map(looks_like_probabilities, answers.values()))
     if classifier.num_classes == 2 and not any(logits[:, 0].any() for logits in answers.values()):
         advice = " - if that is a sigmoid's, return what goes into it" if flat else ""
@@ -60,7 +68,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
         remarks.append(f"warning: {what} seems to end in a softmax or sigmoid, flat at any temperature - return logits")
 
     def reason(like: Tensor | None = None) -> str:
-        refused = (refusal(classifier, batches[m], compute, m, None if m else like) for m in modes)
+        refused = (refusal(classifier, batches[m], compute, m, None if m else like) for m in batches)
         return next(filter(None, refused), "")
 
     classifier.memory_format = compute.memory_format
@@ -82,13 +90,13 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     return remarks
 
 
-def _materialise(classifier: Classifier, what: str, noise: Tensor) -> None:
+def _materialise(classifier: Classifier, what: str, batches: Batches, compute: Compute) -> None:
     """Has lazy layers see an image, and so get their weights, always the same ones. Raises as :func:`fitted` does."""
     lazy = nn.parameter.UninitializedTensorMixin
     if any(isinstance(each, lazy) for each in (*classifier.parameters(), *classifier.buffers())):
-        with _in_one_line(classifier, what, noise), torch.no_grad(), global_draws_forgotten():
+        with _in_one_line(classifier, what, batches, compute, False), torch.no_grad(), global_draws_forgotten():
             torch.manual_seed(0)
-            classifier(noise)
+            classifier(batches[False])
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:
@@ -96,17 +104,17 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     return logits.shape[1] > 1 and bool(((logits >= 0) & (logits <= 1)).all()) and bool(logits.any())
 
 
-def _answer(classifier: Classifier, what: str, noise: Tensor, compute: Compute, train: bool) -> Tensor:
+def _answer(classifier: Classifier, what: str, batches: Batches, compute: Compute, train: bool) -> Tensor:
     """The logits, in the plainest way there is. Raises UserError as :func:`fitted` does."""
-    with _in_one_line(classifier, what, noise):
-        logits = _run(classifier, noise, compute, train)
+    with _in_one_line(classifier, what, batches, compute, train):
+        logits = _run(classifier, batches[train], compute, train)
     if not logits.isfinite().all():
         raise UserError(f"{what} answers noise with NaN or infinite numbers", "train or copy it anew")
     return logits
 
 
 @contextmanager
-def _in_one_line(classifier: Classifier, what: str, noise: Tensor) -> Iterator[None]:
+def _in_one_line(classifier: Classifier, what: str, batches: Batches, compute: Compute, train: bool) -> Iterator[None]:
     """Whatever a network's own code raises becomes a UserError."""
     try:
         yield
@@ -116,11 +124,12 @@ def _in_one_line(classifier: Classifier, what: str, noise: Tensor) -> Iterator[N
         if is_out_of_memory(error):
             raise
         size, colours = size_text(classifier.img_size), "grey" if classifier.channels == 1 else "colour"
-        given = f"{what} cannot take batches of {len(noise)} {colours} images of {size} pixels"
-        raise UserError(f"{given}: {first_line(error)}", _remedy(classifier, what.partition(" ")[0])) from None
+        given = f"{what} cannot take batches of {len(batches[train])} {colours} images of {size} pixels"
+        remedy = _remedy(classifier, what.partition(" ")[0], batches, compute, train)
+        raise UserError(f"{given}{' in training' if train else ''}: {first_line(error)}", remedy) from None
 
 
-def _remedy(classifier: Classifier, role: str) -> str:
+def _remedy(classifier: Classifier, role: str, batches: Batches, compute: Compute, train: bool) -> str:
     """What the network takes instead of its images, as far as it shows when it is given other things."""
     network, channels, size = classifier.network, classifier.channels, classifier.img_size
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels), None)
@@ -133,31 +142,37 @@ def _remedy(classifier: Classifier, role: str) -> str:
             inspect.signature(network.forward).bind("images")
         except TypeError as error:
             return f"its forward does not take images alone, by position ({error}): wrap it in a module that does"
-    if _bears(classifier, channels, *size):  # so it is training, or the way back, that fails
+    if train and not refusal(classifier, batches[train].repeat_interleave(MORE, 0), compute, train):
         return "give it larger batches, or choose another model"
-    if _bears(classifier, *size, channels):
+    if _bears(classifier, [train], channels, *size):
+        return "it answers where no gradients are asked for: let them through its forward, or choose another model"
+    answers = partial(_bears, classifier, batches)
+    if answers(*size, channels):
         return "it takes images with their channels last: wrap it in a module that gives it x.permute(0, 2, 3, 1)"
     flat = "wrap it in nn.Sequential(nn.Flatten(), network)"
-    if _bears(classifier, channels * size[0] * size[1]):
+    if answers(channels * size[0] * size[1]):
         return f"it takes rows of numbers, no images: {flat}"
     reads = next((m.in_features for m in network.modules() if isinstance(m, nn.Linear)), 0) if first is None else 0
     for c in (channels, 4 - channels):  # 1 or 3
         side = isqrt(reads // c)
         if side and c * side**2 == reads:
-            also = "" if _bears(classifier, c, side, side) else f", and {flat}"
+            also = "" if answers(c, side, side) else f", and {flat}"
             say = f"--{role}_img_size {side} --{role}_channels {c}"
             return f"its first layer takes {reads} numbers an image: say {say}{also}"
-    side = next((side for side in SIDES if _bears(classifier, channels, side, side)), None)
+    side = next((side for side in SIDES if answers(channels, side, side)), None)
     if side is not None:
         return f"it answers images of {side}x{side} pixels: say --{role}_img_size {side}"
+    if train:  # eval mode came first
+        return "it answers in eval mode alone: mend its training mode, or choose another model"
     return f"give the size that it was made for with --{role}_img_size, or mend it where size is not what fails"
 
 
-def _bears(classifier: Classifier, *shape: int) -> bool:
-    """Whether the network inside answers two things of that shape with anything."""
+def _bears(classifier: Classifier, modes: Iterable[bool], *shape: int) -> bool:
+    """Whether the network inside answers two things of that shape with anything, in each of these modes."""
     try:
-        with torch.no_grad(), untouched(classifier, False):
-            classifier.network(torch.zeros(2, *shape, device=classifier.mean.device))
+        for train in modes:
+            with torch.no_grad(), untouched(classifier, train):
+                classifier.network(torch.zeros(2, *shape, device=classifier.mean.device))
     except Exception:  # in whatever words
         return False
     return True
@@ -192,7 +207,8 @@ def _run(classifier: Classifier, x: Tensor, compute: Compute, train: bool) -> Te
         torch.manual_seed(0)  # the same dropout each time
         with compute.autocast():
             logits = network(x)
-        (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
+        with _seeing_layers_run(network):
+            (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True) if logits.requires_grad else (None,)
     if gradient is None:
         what = f"the forward of {classifier.name} lets no gradient through to its images"
         raise UserError(what, "take torch.no_grad(), .detach() and .data out of it")
@@ -200,10 +216,26 @@ def _run(classifier: Classifier, x: Tensor, compute: Compute, train: bool) -> Te
 
 
 @contextmanager
+def _seeing_layers_run(classifier: Classifier) -> Iterator[None]:
+    """Notes that it recomputes, where any of its layers runs within."""
+
+    def note(*_: object) -> None:
+        classifier.recomputes = True
+
+    layers = (module for module in classifier.network.modules() if not isinstance(module, torch.jit.ScriptModule))
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def untouched(classifier: Classifier, train: bool) -> Iterator[Classifier]:
     """Within, it is in train or eval mode; what that changes (running statistics) is undone afterwards."""
     modes = {module: module.training for module in classifier.modules()}
-    state = {name: value.clone() for name, value in classifier.state_dict().items()} if train else {}
+    state = copy.deepcopy(classifier.state_dict()) if train else {}  # more than tensors, where a layer keeps more
     try:
         yield classifier.train(train)
     finally:

@@ -54,7 +54,8 @@ def optimiser(
 ) -> torch.optim.Optimizer:
     """What ``config`` asks for; ``nesterov`` is for SGD with a momentum."""
     parameters = list(parameters)
-    how = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": compute.fused}
+    fused = compute.fused and not any(parameter.is_complex() for parameter in parameters)  # no kernels for these
+    how = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
     if config.optimizer == "sgd":
         nesterov = nesterov and config.momentum > 0
         sgd = torch.optim.SGD(parameters, momentum=config.momentum, nesterov=nesterov, **how)

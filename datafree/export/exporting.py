@@ -4,7 +4,6 @@ student, origin = student_of("run/anew-digits-resnet20-resnet8", registry)
 export(student, origin, ["safetensors", "onnx"], Path("resnet8"))
 """
 
-import copy
 import importlib
 import json
 import os
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..errors import UserError, first_line
-from ..models.classifier import Classifier, ExactLinear
+from ..models.classifier import Classifier, ExactLinear, duplicate
 from .card import CARD_FILE, card
 from .formats import FORMATS, ONNX_FILE, TORCH_EXPORT_FILE, Subject
 from .libraries import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, Library, library_of
@@ -102,7 +101,7 @@ def export(
 def as_made(student: Classifier) -> Classifier:
     """A copy on the CPU, in fp32 and eval mode, with the layers and the memory order that its architecture has."""
     try:
-        plain = copy.deepcopy(student)
+        plain = duplicate(student)
     except Exception as error:  # whatever a module of the user's raises
         remedy = "save its state dict, load that into a new network, and export this"
         raise UserError(f"{student.name} cannot be copied: {first_line(error)}", remedy) from None

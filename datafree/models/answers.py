@@ -155,7 +155,8 @@ def _head_in_evaluation(network: nn.Module, x: Tensor, num_classes: int) -> nn.M
     """The layer that gives the answer in eval mode, where that is one tensor of one layer."""
     modes = {module: module.training for module in network.modules()}
     try:
-        found, made = _watched(network.eval(), x, num_classes)
+        network.eval()  # which need not return anything
+        found, made = _watched(network, x, num_classes)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -48,7 +48,8 @@ class PatchDiversity(Listener):
     def _hear(self, layer: nn.Module, args: tuple, answer: Any) -> None:
         tokens = answer[0] if isinstance(answer, tuple | list) else answer
         if self._listening and isinstance(tokens, Tensor) and _holds_tokens(layer, tokens):
-            self._heard.append(patch_similarity(patches(tokens, self._maps)))
+            with self.apart():
+                self._heard.append(patch_similarity(patches(tokens, self._maps)))
 
     def forget(self) -> None:
         self._heard.clear()

@@ -3,8 +3,9 @@
 logits = S(x),   x (B, C, H, W) in [0, 1] -> resized to S's size -> (x - S's mean) / S's std -> (B, classes)
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..data.specs import Size, pair, size_text
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .answers import Picked, candidates, logits_of, pick
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ExactLinear(nn.Linear):
@@ -51,6 +54,27 @@ def to_channels(x: Tensor, channels: int) -> Tensor:
     return x.expand(-1, channels, -1, -1)
 
 
+def duplicate(network: M) -> M:
+    """A deep copy with parameters of its own: PyTorch would compute those of TorchScript's copy from the first ones."""
+    with torch.no_grad():
+        made = copy.deepcopy(network)
+    for old, new in zip(network.parameters(), made.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return made
+
+
+def let_gradients_through(network: nn.Module) -> None:
+    """Makes parameters and buffers that came to be under ``torch.inference_mode`` anew, as none of those learns."""
+    made: dict[int, Tensor] = {}  # by identity: layers may share them
+    for module in network.modules():
+        for kept in (module._parameters, module._buffers):
+            for name, old in kept.items():
+                lazy = isinstance(old, nn.parameter.UninitializedTensorMixin)
+                if old is not None and not lazy and old.is_inference():
+                    new = nn.Parameter(old.clone()) if isinstance(old, nn.Parameter) else old.clone()
+                    kept[name] = made.setdefault(id(old), new.requires_grad_(old.requires_grad))
+
+
 class Classifier(nn.Module):
     """Pixels (B, 1 or 3, H, W) in [0, 1] -> logits (B, num_classes), in fp32.
 
@@ -81,9 +105,11 @@ class Classifier(nn.Module):
         std: Sequence[float],
     ):
         super().__init__()
+        let_gradients_through(network)
         self.network, self.name, self.num_classes, self.img_size = network.float(), name, num_classes, pair(img_size)
         self.normalisation = Normalise(mean, std)
         self.memory_format, self.autocast, self.borrowed = torch.contiguous_format, True, False
+        self.recomputes = False  # whether layers run once more on the way back (torch.utils.checkpoint), as far as seen
         self.counted: Callable[[nn.Module, Tensor], None] | None = None
         self.picked: Picked = {}
         self.hooks: list[RemovableHandle] = []
@@ -112,6 +138,11 @@ class Classifier(nn.Module):
         colours = "grey" if self.channels == 1 else "colour"
         mean, std = (" ".join(f"{v:.4g}" for v in t.flatten().tolist()) for t in (self.mean, self.std))
         return f"{self.name} takes {colours} images of {size_text(self.img_size)} pixels, mean {mean}, std {std}"
+
+    @property
+    def scripted(self) -> bool:
+        """Whether it, or a part, is TorchScript: compiled code, whose layers show themselves to nobody."""
+        return any(isinstance(module, torch.jit.ScriptModule) for module in self.network.modules())
 
     @property
     def channels(self) -> int:
@@ -148,11 +179,23 @@ class Classifier(nn.Module):
 
     @property
     def norm_layers(self) -> list[nn.Module]:
-        """Those that remember statistics of what they were trained on, frozen ones among them."""
+        """Those that remember statistics of what they were trained on, frozen ones among them.
+
+        None of TorchScript's, which lets nobody listen to its layers.
+        """
         kept = ("running_mean", "running_var")
-        modules = self.network.modules()
+        modules = (m for m in self.network.modules() if not isinstance(m, torch.jit.ScriptModule))
         values = ((m, [getattr(m, name, None) for name in kept]) for m in modules)
         return [m for m, both in values if all(isinstance(each, Tensor) and each.ndim == 1 for each in both)]
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Raises UserError for a network that is in eval mode for good, as one of ``torch.export`` is."""
+        try:
+            return super().train(mode)
+        except NotImplementedError as error:
+            if mode:
+                raise UserError(f"{self.name} cannot be trained: {first_line(error)}", "give another network") from None
+        return self
 
     def normalise(self, x: Tensor) -> Tensor:
         """What the network takes, of pixels: its channels, its size, its mean and standard deviation."""

@@ -2,11 +2,25 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
 from .classifier import Classifier
+
+
+def _as_it_was(x: Tensor) -> tuple[Tensor, int]:
+    return x, x._version
+
+
+def _as_it_is(kept: tuple[Tensor, int]) -> Tensor:
+    x, version = kept
+    if x._version != version:  # as PyTorch says it of what it keeps itself
+        raise RuntimeError("what a layer was given or gave has been changed in place, and its gradient needs it")
+    return x
 
 
 class Listener(ABC):
@@ -22,6 +36,15 @@ class Listener(ABC):
     def _add(self, hooks: list[RemovableHandle]) -> None:
         self._hooks += hooks
         self._classifier.hooks += hooks
+
+    def apart(self) -> AbstractContextManager:
+        """Within, what a hook computes of a layer's tensors keeps by itself what its gradient needs.
+
+        Else a network that recomputes would take it for its own, and miss it on the way back, where nobody listens.
+        Compiled code has no use for this.
+        """
+        needed = self._classifier.recomputes and not torch.compiler.is_compiling()
+        return saved_tensors_hooks(_as_it_was, _as_it_is) if needed else nullcontext()
 
     @abstractmethod
     def forget(self) -> None:

@@ -33,7 +33,8 @@ class NormInputs(Listener):
 
     def _hear(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if self._listening:
-            self._heard[layer] = self.kept(args[0] if args else kwargs["input"])
+            with self.apart():
+                self._heard[layer] = self.kept(args[0] if args else kwargs["input"])
 
     def forget(self) -> None:
         self._heard.clear()

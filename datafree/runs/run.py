@@ -6,6 +6,7 @@ for epoch in run.epochs()
     run.save()                  where it is due; raises Stopped where a signal asked for an end
 """
 
+import copy
 import shlex
 import sys
 from argparse import Namespace
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import configuration, processes
 from ..configuration import knob
@@ -157,7 +158,10 @@ class Run:
 
     def scored(self, score: Score, contents: dict[str, Any]) -> None:
         """Takes a score, and what to save of the network that has it."""
-        state = {name: value.detach().clone() for name, value in contents["state_dict"].items()}
+        state = {
+            name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for name, value in contents["state_dict"].items()
+        }
         contents = contents | {"state_dict": state, "accuracy": score.accuracy, "agreement": score.agreement}
         self._files["student_last.pth"] = contents
         if score.beats(self.progress.best):
