@@ -358,6 +358,49 @@ def test_another_depth_of_a_family_never_loads(path, family):
                     load_classifier(MODELS[wanted](10), path)
 
 
+class WithExtra(nn.Linear):
+    """Keeps more than tensors."""
+
+    sign = 1.0
+
+    def get_extra_state(self):
+        return {"sign": self.sign, "seen": [torch.tensor(self.sign)]}
+
+    def set_extra_state(self, state):
+        self.sign = state["sign"]
+
+
+def with_extra(sign):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), WithExtra(4, 5))
+    network[1].sign = sign
+    return network
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "net."])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_what_modules_keep_beside_their_tensors_is_given_to_them(path, prefix, legacy):
+    state = {prefix + key: value for key, value in with_extra(-1.0).state_dict().items()}
+    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_classifier(network := with_extra(1.0), path)
+    assert network[1].sign == -1.0 and not any("extra" in remark for remark in loaded.remarks)
+
+
+def test_what_modules_keep_that_is_no_plain_data_or_wanted_by_none_is_named_and_read_past(path):
+    network, state = with_extra(1.0), with_extra(-1.0).state_dict()
+    for extra in ({"1._extra_state": {"sign": Thing()}}, {"1._extra_state": {Thing: 1}}):
+        torch.save(state | extra, path)
+        loaded = load_classifier(network, path)
+        assert network[1].sign == 1.0 and f"{path}: did not take 1._extra_state: it is no plain" in loaded.remarks[-1]
+    torch.save({key: value for key, value in state.items() if "extra" not in key}, path)
+    assert "has no 1._extra_state" in load_classifier(network, path).remarks[0]
+    torch.save(state, path)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 5))
+    assert "did not take 1._extra_state: the network has nothing" in load_classifier(plain, path).remarks[0]
+    torch.save(state | {"1._extra_state": {"other": 1}}, path)
+    with user_error("cannot be loaded", "sign"):
+        load_classifier(network, path)
+
+
 # Files of ours
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.specs import pair
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..weights.choice import Candidate, choose, why_not
 from ..weights.mismatch import check_shapes, refuse_names
-from ..weights.names import is_derived
+from ..weights.names import is_derived, is_extra
 from ..weights.reading import Content, read
-from ..weights.sets import keys_of, sets_in, unread
+from ..weights.sets import is_data, keys_of, sets_in, unread
 from .classifier import Classifier
 from .names import UNKNOWN, InputFormat
 
@@ -82,15 +82,19 @@ def load_classifier(
     Raises:
         UserError: the file cannot be read, has no weights, none that fit this network, or none under ``key``.
     """
-    where, own, content = f"{what} {path}", _tensors_of(model), read(path, what)
+    where, own, content = f"{what} {path}", _kept_by(model), read(path, what)
     sets = sets_in(content.value)
     if not sets:
         _refuse_content(content.value, where)
     fitting = choose(sets, own, key, where)
+    extra = {k: v for k, v in fitting[0].values.items() if is_extra(k) and is_data(v)}
     state = _checked(fitting[0].values, own, where)
     # PyTorch, too, begins to count at 0 where a file of before 0.4.1 has no counter
     counters = {name: torch.zeros_like(own[name]) for name in own if name.endswith("num_batches_tracked")}
-    model.load_state_dict(model.state_dict() | counters | state)
+    try:
+        model.load_state_dict(model.state_dict() | counters | state | extra)
+    except Exception as error:  # of the network's own code
+        raise UserError(f"{where} cannot be loaded: {first_line(error)}", "mend the network's own loading") from None
     about = content.value if isinstance(content.value, Mapping) else {}
     if isinstance(model, Classifier):
         _take_format(model, about.get("input_format") or _format_beside(Path(path)), given)
@@ -117,6 +121,8 @@ def _take_format(model: Classifier, kept: Any, given: InputFormat) -> None:
 
 def _checked(values: Mapping[str, Any], own: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """In the network's types. Raises UserError where a value is none that the network can have."""
+    values = {name: value for name, value in values.items() if not is_extra(name)}
+    own = {name: value for name, value in own.items() if not is_extra(name)}
     for name, value in values.items():
         if (reason := why_not(value, own[name])) is not None:
             raise UserError(f"{where} cannot be used: {name} is {reason}", "save its weights as plain float tensors")
@@ -143,12 +149,27 @@ def _remarks(content: Content, fitting: list[Candidate], own: Mapping[str, Tenso
         )
     elif content.strange:
         remarks.append(f"holds other objects, which were not made: {_some(content.strange)}")
+    remarks += _of_extra(taken, own)
     kinds = {
-        str(value.dtype).removeprefix("torch.") for name, value in taken.values.items() if _is_cast(value, own[name])
+        str(value.dtype).removeprefix("torch.")
+        for name, value in taken.values.items()
+        if not is_extra(name) and _is_cast(value, own[name])
     }
     if kinds:
         remarks.append(f"weights cast from {', '.join(sorted(kinds))}")
     return remarks
+
+
+def _of_extra(taken: Candidate, own: Mapping[str, Any]) -> list[str]:
+    """What became of all that is kept beside tensors."""
+    theirs, wanted = taken.source.values, set(taken.match.names.values())
+    extra = [name for name in theirs if is_extra(name)]
+    said = {
+        "did not take {}: the network has nothing of the kind": [name for name in extra if name not in wanted],
+        "did not take {}: it is no plain data": [n for n in extra if n in wanted and not is_data(theirs[n])],
+        "has no {}: it stays as the network makes it": [n for n in own if is_extra(n) and n not in taken.match.names],
+    }
+    return [text.format(_some(names)) for text, names in said.items() if names]
 
 
 def _is_cast(value: Tensor, own: Tensor) -> bool:
@@ -165,6 +186,11 @@ def _refuse_content(content: Any, where: str) -> None:
         f"{where} holds no state_dict, nor weights in another form, but {held}",
         "save {'state_dict': model.state_dict()}",
     )
+
+
+def _kept_by(model: nn.Module) -> dict[str, Any]:
+    """Its tensors, and what its modules keep beside them."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor) or is_extra(name)}
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 MARKS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 WRAPPERS = MARKS | {"model", "net", "network", "backbone", "encoder", "base_model"}
 RENAMED = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+EXTRA = "_extra_state"  # what a module's get_extra_state gave: anything, not only a tensor
 # What a network works out for itself, or a tool counted in it: may be missing, and may be left over
-DERIVED = {"num_batches_tracked", "total_ops", "total_params", "position_ids", "attn_mask"}
+DERIVED = {"num_batches_tracked", "total_ops", "total_params", "position_ids", "attn_mask", EXTRA}
 DERIVED |= {"relative_position_index", "relative_coords_table"}
 MOST = 2000  # names that are compared letter by letter
 
@@ -40,6 +41,11 @@ class Match:
 def is_derived(name: str) -> bool:
     """Whether that weight is none, but counted or worked out."""
     return name.rpartition(".")[2] in DERIVED
+
+
+def is_extra(name: str) -> bool:
+    """Whether it names what a module keeps beside its tensors."""
+    return name.rpartition(".")[2] == EXTRA
 
 
 def matches(own: Collection[str], found: Collection[str]) -> list[Match]:
