@@ -3,10 +3,13 @@
 import argparse
 import collections
 import pathlib
+import re
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 from conftest import same_state, small_classifier, state_of, user_error
 from torch import nn
 
@@ -356,6 +359,89 @@ def test_another_depth_of_a_family_never_loads(path, family):
             else:
                 with user_error("another architecture"):
                     load_classifier(MODELS[wanted](10), path)
+
+
+class Tied(nn.Module):
+    """One layer by two names."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.b, self.z = nn.Linear(5, 5), nn.Linear(5, 4)
+        self.n = self.b
+
+
+@pytest.mark.parametrize("kept", ["b", "n"])
+@pytest.mark.parametrize("prefix", ["", "model.", "student.module."])
+def test_of_weights_that_are_tied_a_file_may_have_one_name(path, kept, prefix):
+    source, network = Tied(1).state_dict(), Tied(2)
+    safetensors.torch.save_file({prefix + k: v.clone() for k, v in source.items() if k[0] in (kept, "z")}, path)
+    load_classifier(network, path)
+    assert same_state(state_of(network), source)
+    for lost in ("z.weight", f"{kept}.weight"):
+        torch.save({name: value for name, value in source.items() if name[0] in (kept, "z") and name != lost}, path)
+        with user_error("another architecture", lost):
+            load_classifier(network, path)
+
+
+class Renamed(nn.Sequential):
+    """Knows what its layers were called before, and of which rank their weights were."""
+
+    def __init__(self, seed):
+        torch.manual_seed(seed)
+        super().__init__(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        for name in [name for name in state if name.startswith(f"{prefix}layer")]:
+            value = state.pop(name)
+            state[prefix + name.removeprefix(f"{prefix}layer")] = value[..., None, None] if value.ndim == 2 else value
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+@pytest.mark.parametrize("lead", ["", "model.module.", "state_dict/"])
+def test_what_a_networks_own_loading_takes_is_its_own(path, lead):
+    source, network = Renamed(1).state_dict(), Renamed(2)
+    before = state_of(network)
+    old = {f"layer{name}": value[..., 0, 0] if value.ndim == 4 else value for name, value in source.items()}
+
+    def save(state):
+        key, _, prefix = lead.rpartition("/")
+        state = {prefix + name: value for name, value in state.items()}
+        torch.save({key: state} if key else state, path)
+
+    for wrong in ({**old, "more": old["layer0.bias"]}, {n: v.int() for n, v in old.items()}, {**old, "layer0.bias": 1}):
+        save(wrong)
+        with user_error("another architecture"):
+            load_classifier(network, path)
+    assert same_state(state_of(network), before)
+    save(old)
+    assert "the network's own loading" in load_classifier(network, path).remarks[0]
+    assert same_state(state_of(network), source)
+
+
+class Lenient(nn.Linear):
+    """Says yes to everything."""
+
+    def load_state_dict(self, state, strict=True, assign=False):
+        return super().load_state_dict(state, strict=False)
+
+
+def test_a_network_that_loads_whatever_it_is_given_is_still_refused_what_it_does_not_take(path):
+    torch.save({"other.weight": torch.ones(2, 3), "other.bias": torch.ones(2)}, path)
+    with user_error("another architecture"):
+        load_classifier(nn.Sequential(Lenient(3, 2)), path)
+    with user_error("another architecture"):
+        load_classifier(Lenient(3, 2), path)
+
+
+def test_a_dot_before_a_number_may_be_more_or_less(path):
+    network = torchvision.models.DenseNet(4, (1, 1), 4, num_classes=5)
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)\.", r"\1.\2.", k): v for k, v in network.state_dict().items()}
+    assert old.keys() != network.state_dict().keys()
+    torch.save({"state_dict": {f"module.{name}": value for name, value in old.items()}}, path)
+    fresh = torchvision.models.DenseNet(4, (1, 1), 4, num_classes=5)
+    load_classifier(fresh, path)
+    assert same_state(state_of(fresh), network.state_dict())
 
 
 class WithExtra(nn.Linear):

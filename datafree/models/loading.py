@@ -4,9 +4,12 @@ of ours         state_dict_of, load_into    {"state_dict": ...}, every name and 
 of any origin   load_classifier             what datafree/weights/ reads and matches; what it had to do, as remarks
 """
 
+import copy
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,7 @@ def load_classifier(
     sets = sets_in(content.value)
     if not sets:
         _refuse_content(content.value, where)
-    fitting = choose(sets, own, key, where)
+    fitting = choose(sets, own, key, where, partial(_by_own_loading, model))
     extra = {k: v for k, v in fitting[0].values.items() if is_extra(k) and is_data(v)}
     state = _checked(fitting[0].values, own, where)
     # PyTorch, too, begins to count at 0 where a file of before 0.4.1 has no counter
@@ -100,6 +103,25 @@ def load_classifier(
         _take_format(model, about.get("input_format") or _format_beside(Path(path)), given)
     plain = {str(name): value for name, value in about.items() if isinstance(value, str | int | float)}
     return Loaded(plain, [f"{where}: {remark}" for remark in _remarks(content, fitting, own)])
+
+
+def _by_own_loading(model: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """What a copy of the network has when it has loaded these in its own way; None where it refuses, or skips some.
+
+    Its load_state_dict or hooks may know older names and shapes.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = copy.deepcopy(model)
+            for value in _tensors_of(model).values():
+                if value.is_floating_point():
+                    value.fill_(torch.nan)  # what is left of it was not loaded
+            model.load_state_dict(values)
+            state = _tensors_of(model)
+    except Exception:  # of the network's own code; of PyTorch, which says what does not fit in other words than here
+        return None
+    return None if any(value.isnan().any() for value in state.values() if value.is_floating_point()) else state
 
 
 def _format_beside(path: Path) -> Any:
@@ -138,6 +160,8 @@ def _remarks(content: Content, fitting: list[Candidate], own: Mapping[str, Tenso
     taken, remarks = fitting[0], []
     if taken.key not in ((), ("state_dict",)):
         remarks.append(f"took the weights under {'.'.join(taken.key)}")
+    if taken.changed:
+        remarks.append("names or shapes changed as the network's own loading does")
     others = [".".join(each.key) or "(the file itself)" for each in fitting[1:] if not each.equals(taken)]
     if others:
         remarks.append(f"other weights in it fit, too: {', '.join(others)} (--teacher_weights names those to take)")
