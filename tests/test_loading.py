@@ -10,10 +10,12 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from conftest import same_state, small_classifier, state_of, user_error
+from conftest import CLASSES, MEAN, STD, same_state, small_classifier, state_of, user_error
 from torch import nn
 
+from datafree.models.classifier import Classifier
 from datafree.models.loading import load_classifier, load_into, state_dict_of
+from datafree.models.names import UNKNOWN, InputFormat
 from registry import MODELS
 
 
@@ -442,6 +444,30 @@ def test_a_dot_before_a_number_may_be_more_or_less(path):
     fresh = torchvision.models.DenseNet(4, (1, 1), 4, num_classes=5)
     load_classifier(fresh, path)
     assert same_state(state_of(fresh), network.state_dict())
+
+
+def lazy(size, layers=()):
+    network = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(CLASSES), *layers)
+    return Classifier(network, "lazy", CLASSES, size, MEAN, STD)
+
+
+@pytest.mark.parametrize("told", ["by the data", "by the file", "by a flag"])
+def test_lazy_layers_are_made_for_the_images_of_the_network_before_they_are_filled(path, told):
+    source = lazy(9)
+    source(torch.rand(2, len(MEAN), 9, 9))
+    content = {"state_dict": source.state_dict()}
+    torch.save(content | ({"input_format": source.input_format} if told == "by the file" else {}), path)
+    network, before = lazy(9 if told == "by the data" else 8), torch.get_rng_state()
+    load_classifier(network, path, given=InputFormat((9, 9)) if told == "by a flag" else UNKNOWN)
+    assert same_state(state_of(network), state_of(source)) and torch.equal(before, torch.get_rng_state())
+
+
+def test_a_lazy_network_that_takes_no_such_image_says_so(path):
+    torch.save(source(), path)
+    with user_error("lazy layers", "8x8"):
+        load_classifier(lazy(8, [nn.Linear(CLASSES + 1, 2)]), path)
+    with user_error("another architecture"):
+        load_classifier(lazy(8), path)
 
 
 class WithExtra(nn.Linear):

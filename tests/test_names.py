@@ -206,3 +206,12 @@ def test_a_transformers_folder_in_half_precision_is_read_and_one_without_a_head_
     (tmp_path / "bgr/preprocessor_config.json").write_text('{"do_flip_channel_order": true}')
     with user_error("reads blue before red"):
         registry.classifier(f"hf:{tmp_path / 'bgr'}", DIGITS, weights="own")
+
+
+def test_a_network_of_the_users_own_whose_layers_are_lazy_is_no_trained_teacher(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))\ndef make():\n    return net"
+    )
+    for made in ("net", "make"):
+        with user_error("gives random weights", "--teacher_path"):
+            registry.classifier(f"{tmp_path}/net.py:{made}", DIGITS, weights="own")

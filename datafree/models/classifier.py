@@ -24,6 +24,11 @@ class ExactLinear(nn.Linear):
             return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
+def is_lazy(network: nn.Module) -> bool:
+    """Whether it has layers whose weights PyTorch makes for the first image that it sees."""
+    return any(map(nn.parameter.is_lazy, (*network.parameters(), *network.buffers())))
+
+
 class Normalise(nn.Module):
     """(x - mean) / std of pixels x (B, C, H, W) in [0, 1]; mean and std a value a channel."""
 

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.specs import pair
+from ..data.specs import Size, pair, size_text
 from ..errors import UserError, first_line
 from ..weights.choice import Candidate, choose, why_not
 from ..weights.mismatch import check_shapes, refuse_names
 from ..weights.names import is_derived, is_extra
 from ..weights.reading import Content, read
 from ..weights.sets import is_data, keys_of, sets_in, unread
-from .classifier import Classifier
+from .classifier import Classifier, is_lazy
 from .names import UNKNOWN, InputFormat
 
 SHOWN = 3  # names in a remark
@@ -85,10 +85,15 @@ def load_classifier(
     Raises:
         UserError: the file cannot be read, has no weights, none that fit this network, or none under ``key``.
     """
-    where, own, content = f"{what} {path}", _kept_by(model), read(path, what)
+    where, content = f"{what} {path}", read(path, what)
     sets = sets_in(content.value)
     if not sets:
         _refuse_content(content.value, where)
+    about = content.value if isinstance(content.value, Mapping) else {}
+    kept = _format_in(about.get("input_format") or _format_beside(Path(path)))
+    if is_lazy(model):
+        _materialise(model, given.img_size or kept.img_size, where)
+    own = _kept_by(model)
     fitting = choose(sets, own, key, where, partial(_by_own_loading, model))
     extra = {k: v for k, v in fitting[0].values.items() if is_extra(k) and is_data(v)}
     state = _checked(fitting[0].values, own, where)
@@ -98,9 +103,9 @@ def load_classifier(
         model.load_state_dict(model.state_dict() | counters | state | extra)
     except Exception as error:  # of the network's own code
         raise UserError(f"{where} cannot be loaded: {first_line(error)}", "mend the network's own loading") from None
-    about = content.value if isinstance(content.value, Mapping) else {}
-    if isinstance(model, Classifier):
-        _take_format(model, about.get("input_format") or _format_beside(Path(path)), given)
+    if isinstance(model, Classifier) and kept != UNKNOWN:
+        says = given.over(kept).for_channels(model.channels)
+        model.take(says.img_size, says.mean, says.std)
     plain = {str(name): value for name, value in about.items() if isinstance(value, str | int | float)}
     return Loaded(plain, [f"{where}: {remark}" for remark in _remarks(content, fitting, own)])
 
@@ -134,11 +139,25 @@ def _format_beside(path: Path) -> Any:
     return about.get("input_format") if isinstance(about, dict) and path.suffix in ("", ".safetensors") else None
 
 
-def _take_format(model: Classifier, kept: Any, given: InputFormat) -> None:
-    if isinstance(kept, Mapping) and kept.keys() >= {"img_size", "mean", "std"}:
-        says = given.over(InputFormat(pair(kept["img_size"]), None, tuple(kept["mean"]), tuple(kept["std"])))
-        says = says.for_channels(model.channels)
-        model.take(says.img_size, says.mean, says.std)
+def _format_in(kept: Any) -> InputFormat:
+    """What a file of ours says of its network's images; UNKNOWN where it says nothing."""
+    if not isinstance(kept, Mapping) or not kept.keys() >= {"img_size", "mean", "std"}:
+        return UNKNOWN
+    return InputFormat(pair(kept["img_size"]), None, tuple(kept["mean"]), tuple(kept["std"]))
+
+
+def _materialise(model: nn.Module, img_size: Size | None, where: str) -> None:
+    """Has lazy layers make their weights for an image of that size, else of the network's. Raises UserError."""
+    if not isinstance(model, Classifier):
+        raise UserError(f"{where} is for a network with lazy layers, without weights yet", "give it an image first")
+    size = img_size or model.img_size
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.network(torch.zeros(2, model.channels, *size))
+    except Exception as error:  # of the network's own code
+        what = f"{where} is for a network with lazy layers, which takes no images of {model.channels} channels"
+        remedy = "say --teacher_img_size and --teacher_channels, or let the network be called once before it is given"
+        raise UserError(f"{what} and {size_text(size)} pixels: {first_line(error)}", remedy) from None
 
 
 def _checked(values: Mapping[str, Any], own: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
