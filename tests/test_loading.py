@@ -470,6 +470,18 @@ def test_a_lazy_network_that_takes_no_such_image_says_so(path):
         load_classifier(lazy(8), path)
 
 
+def test_infinity_that_the_network_itself_has_in_that_place_is_none_of_the_files(path):
+    def masked(side):
+        network = small_classifier(1)
+        network.network.register_buffer("mask", torch.triu(torch.full((3, 3), -torch.inf), side))
+        return network
+
+    torch.save(masked(1).state_dict(), path)
+    load_classifier(masked(1), path)
+    with user_error("NaN or infinite values in mask"):
+        load_classifier(masked(2), path)
+
+
 class WithExtra(nn.Linear):
     """Keeps more than tensors."""
 

@@ -170,7 +170,7 @@ def _checked(values: Mapping[str, Any], own: Mapping[str, Tensor], where: str) -
     state = {k: v for k, v in values.items() if not is_derived(k) or v.shape == own[k].shape}
     check_shapes(own, state, where)
     state = {name: value.detach().to(own[name].dtype) for name, value in state.items()}
-    _check_finite(state, where)
+    _check_finite(state, where, own)
     return state
 
 
@@ -244,7 +244,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and unread(value) is None
 
 
-def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+def _check_finite(state: Mapping[str, Tensor], where: str, own: Mapping[str, Tensor] | None = None) -> None:
+    """Raises UserError for NaN and infinity, but where the network itself has the same, as a mask of -inf does."""
     for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        bad = ~value.isfinite() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)
+        if bad.any() and not (own and torch.equal(value[bad], own[name].to(value.device)[bad])):
             raise UserError(f"{where} has NaN or infinite values in {name}", "train or copy it anew")
