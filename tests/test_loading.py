@@ -482,6 +482,29 @@ def test_infinity_that_the_network_itself_has_in_that_place_is_none_of_the_files
         load_classifier(masked(2), path)
 
 
+GOOD = {"img_size": 9, "mean": [0.5], "std": [2.0]}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"mean": each} for each in (0.5, None, "abc", ["a"], [0.5, 0.5], [123.0], [-1.0], [torch.nan], [True], [])),
+        *({"std": each} for each in ([0.0], [torch.inf], [1.0] * 3, torch.ones(1))),
+        *({"img_size": each} for each in ("32", None, [3, 32, 32], [0, 9], 9.5, True, torch.ones(2))),
+        None,
+    ],
+    ids=str,
+)
+def test_an_input_format_that_this_program_did_not_write_is_read_past_and_named(path, wrong):
+    network = small_classifier(2)
+    before = network.input_format
+    torch.save({"state_dict": source(), "input_format": [1.0] if wrong is None else GOOD | wrong}, path)
+    assert "input_format is none of this program's" in load_classifier(network, path).remarks[-1]
+    assert network.input_format == before
+    torch.save({"state_dict": source(), "input_format": GOOD}, path)
+    assert load_classifier(network, path).remarks == [] and network.input_format["img_size"] == [9, 9]
+
+
 class WithExtra(nn.Linear):
     """Keeps more than tensors."""
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .classifier import Classifier, is_lazy
 from .names import UNKNOWN, InputFormat
 
 SHOWN = 3  # names in a remark
+FORMAT = ("img_size", "mean", "std")  # as Classifier.input_format
 
 
 def state_dict_of(content: Any, path: Path | str, what: str) -> dict[str, Tensor]:
@@ -90,7 +92,8 @@ def load_classifier(
     if not sets:
         _refuse_content(content.value, where)
     about = content.value if isinstance(content.value, Mapping) else {}
-    kept = _format_in(about.get("input_format") or _format_beside(Path(path)))
+    said = about["input_format"] if "input_format" in about else _format_beside(Path(path))
+    kept = _format_in(said)
     if is_lazy(model):
         _materialise(model, given.img_size or kept.img_size, where)
     own = _kept_by(model)
@@ -106,8 +109,11 @@ def load_classifier(
     if isinstance(model, Classifier) and kept != UNKNOWN:
         says = given.over(kept).for_channels(model.channels)
         model.take(says.img_size, says.mean, says.std)
+    remarks = _remarks(content, fitting, own)
+    if said is not None and kept == UNKNOWN:
+        remarks.append("its input_format is none of this program's, with mean in 0..1 and std above 0: read past")
     plain = {str(name): value for name, value in about.items() if isinstance(value, str | int | float)}
-    return Loaded(plain, [f"{where}: {remark}" for remark in _remarks(content, fitting, own)])
+    return Loaded(plain, [f"{where}: {remark}" for remark in remarks])
 
 
 def _by_own_loading(model: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -140,10 +146,16 @@ def _format_beside(path: Path) -> Any:
 
 
 def _format_in(kept: Any) -> InputFormat:
-    """What a file of ours says of its network's images; UNKNOWN where it says nothing."""
-    if not isinstance(kept, Mapping) or not kept.keys() >= {"img_size", "mean", "std"}:
+    """What a file of ours says of its network's images; UNKNOWN for anything that no run of this program wrote."""
+    if not isinstance(kept, Mapping):
         return UNKNOWN
-    return InputFormat(pair(kept["img_size"]), None, tuple(kept["mean"]), tuple(kept["std"]))
+    size, mean, std = ([*each] if isinstance(each, list | tuple) else [] for each in map(kept.get, FORMAT))
+    size = size or [kept.get("img_size")] * 2
+    numbers = all(type(each) in (int, float) for each in (*mean, *std)) and all(type(each) is int for each in size)
+    if not numbers or len(size) != 2 or min(size) < 1 or len(mean) not in (1, 3) or len(std) != len(mean):
+        return UNKNOWN
+    in_range = all(0 <= each <= 1 for each in mean) and all(0 < each < inf for each in std)
+    return InputFormat(pair(size), None, tuple(mean), tuple(std)) if in_range else UNKNOWN
 
 
 def _materialise(model: nn.Module, img_size: Size | None, where: str) -> None:
