@@ -4,6 +4,7 @@ import argparse
 import collections
 import pathlib
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -503,6 +504,22 @@ def test_an_input_format_that_this_program_did_not_write_is_read_past_and_named(
     assert network.input_format == before
     torch.save({"state_dict": source(), "input_format": GOOD}, path)
     assert load_classifier(network, path).remarks == [] and network.input_format["img_size"] == [9, 9]
+
+
+@pytest.mark.parametrize("content", [{}, {"what": Thing()}], ids=["plain", "with an object"])
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_file_that_was_packed_anew_is_read(path, content, how):
+    torch.save(content | {"state_dict": source()}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    assert same_state(filled(path)[0], source())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:600] + bytes(50) + whole[650:])
+    with user_error("is damaged"):
+        filled(path)
 
 
 class WithExtra(nn.Linear):
