@@ -215,3 +215,9 @@ def test_a_network_of_the_users_own_whose_layers_are_lazy_is_no_trained_teacher(
     for made in ("net", "make"):
         with user_error("gives random weights", "--teacher_path"):
             registry.classifier(f"{tmp_path}/net.py:{made}", DIGITS, weights="own")
+
+
+@pytest.mark.parametrize("weights", ["V9", "True", "1", "ResNet34_Weights.DEFAULT", "ResNet18_Weights.V9"])
+def test_weights_that_torchvision_does_not_have_are_answered_with_those_it_has(weights):
+    with user_error(f"torchvision:resnet18 has no weights '{weights}'", "there are: IMAGENET1K_V1, DEFAULT"):
+        registry.classifier(f"torchvision:resnet18,weights={weights}", DIGITS, weights="own")

@@ -217,10 +217,21 @@ def _torchvision(
     if name not in known:
         raise UserError(f"torchvision has no classifier {name!r}", nearest_names(name, known))
     how = arguments if "weights" in arguments else {"weights": None, "num_classes": num_classes} | arguments
+    if how["weights"] is not None:
+        _check_weights(name, how["weights"])
     network = torchvision.models.get_model(name, **how)
     size = getattr(network, "image_size", None)  # of a vision transformer, which takes no other
     own = _trained_on(name, how["weights"]) if weights == "own" and how["weights"] else UNKNOWN
     return with_channels(network, given.channels), InputFormat(pair(size) if size else None).over(own)
+
+
+def _check_weights(name: str, weights: Any) -> None:
+    """Raises UserError for weights that torchvision does not have of that model."""
+    kind = torchvision.models.get_model_weights(name)
+    before, _, member = str(weights).rpartition(".")
+    if member not in kind.__members__ or before not in ("", kind.__name__):
+        known = ", ".join(kind.__members__) or "none"
+        raise UserError(f"torchvision:{name} has no weights {str(weights)!r}", f"there are: {known}")
 
 
 def _trained_on(name: str, weights: str) -> InputFormat:
