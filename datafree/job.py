@@ -31,7 +31,7 @@ from .engine.student import Source, Student
 from .errors import UserError
 from .methods.base import Method
 from .models.checksum import checksum
-from .models.classifier import Classifier
+from .models.classifier import Classifier, check_has_values
 from .runs.budget import plan_within
 from .runs.folder import folder_name
 from .runs.snapshot import saved_part
@@ -131,6 +131,8 @@ def prepare(
     Raises:
         UserError: for whatever does not fit together, before anything is written.
     """
+    check_has_values(teacher, "the teacher")
+    check_has_values(student, "the student")
     loaded = checksum(teacher)
     streams, length = Streams(values.seed, compute.device), LengthConfig.of(values)
     targets = TARGETS[chosen(values.hl, values.no_aea, method.targets)]

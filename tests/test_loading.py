@@ -522,6 +522,19 @@ def test_a_file_that_was_packed_anew_is_read(path, content, how):
         filled(path)
 
 
+def test_a_network_on_the_meta_device_is_filled_where_the_file_has_all_of_it(path):
+    with torch.device("meta"):
+        network = small_classifier(2)
+    torch.save(source(), path)
+    load_classifier(network, path)
+    assert same_state(state_of(network), source())
+    with torch.device("meta"):
+        network = small_classifier(2)
+        network.network.register_buffer("more", torch.ones(3), persistent=False)
+    with user_error("has no values", "meta device"):
+        load_classifier(network, path)
+
+
 class WithExtra(nn.Linear):
     """Keeps more than tensors."""
 

@@ -24,7 +24,7 @@ from ..weights.mismatch import check_shapes, refuse_names
 from ..weights.names import is_derived, is_extra
 from ..weights.reading import Content, read
 from ..weights.sets import is_data, keys_of, sets_in, unread
-from .classifier import Classifier, is_lazy
+from .classifier import Classifier, check_has_values, is_lazy
 from .names import UNKNOWN, InputFormat
 
 SHOWN = 3  # names in a remark
@@ -101,7 +101,12 @@ def load_classifier(
     extra = {k: v for k, v in fitting[0].values.items() if is_extra(k) and is_data(v)}
     state = _checked(fitting[0].values, own, where)
     # PyTorch, too, begins to count at 0 where a file of before 0.4.1 has no counter
-    counters = {name: torch.zeros_like(own[name]) for name in own if name.endswith("num_batches_tracked")}
+    counters = {name: torch.zeros_like(own[name], device="cpu") for name in own if name.endswith("num_batches_tracked")}
+    network = model.network if isinstance(model, Classifier) else model
+    names = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    if any(each.is_meta for each in _tensors_of(network).values()) and names <= {*counters, *state}:
+        network.to_empty(device="cpu")
+    check_has_values(network, f"the network for {where}")
     try:
         model.load_state_dict(model.state_dict() | counters | state | extra)
     except Exception as error:  # of the network's own code
@@ -260,5 +265,7 @@ def _check_finite(state: Mapping[str, Tensor], where: str, own: Mapping[str, Ten
     """Raises UserError for NaN and infinity, but where the network itself has the same, as a mask of -inf does."""
     for name, value in state.items():
         bad = ~value.isfinite() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)
-        if bad.any() and not (own and torch.equal(value[bad], own[name].to(value.device)[bad])):
+        if bad.any() and not (
+            own and not own[name].is_meta and torch.equal(value[bad], own[name].to(value.device)[bad])
+        ):
             raise UserError(f"{where} has NaN or infinite values in {name}", "train or copy it anew")

@@ -25,7 +25,7 @@ from torch import nn
 from .. import user_code
 from ..data.specs import DatasetSpec, Size, pair
 from ..errors import UserError, first_line, nearest_names
-from .classifier import Classifier, is_lazy
+from .classifier import Classifier, check_has_values, is_lazy
 
 Weights = Literal["none", "file", "own"]
 CLASS_COUNT = ("nc", "num_cls", "num_labels", "n_labels", "num_outputs", "out_dim")  # what else it is called
@@ -194,6 +194,7 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
 
 def _check_trained(name: str, network: nn.Module, again: nn.Module) -> None:
     """Raises UserError where a second call gives other weights: they are random, and no teacher's."""
+    check_has_values(network, name)
     weights = zip(network.state_dict().values(), again.state_dict().values(), strict=True)
     if is_lazy(network) or (network is not again and not all(torch.equal(a, b) for a, b in weights)):
         raise UserError(f"{name} gives random weights", "give the trained ones with --teacher_path")
