@@ -30,7 +30,7 @@ from .engine.student import Source, Student
 from .errors import UserError
 from .methods.base import Method
 from .models.checksum import checksum
-from .models.classifier import Classifier, duplicate
+from .models.classifier import Classifier, check_has_values, duplicate
 from .runs.budget import plan_within
 from .runs.folder import folder_name
 from .runs.snapshot import saved_part
@@ -130,7 +130,8 @@ def prepare(
     Raises:
         UserError: for whatever does not fit together, before anything is written.
     """
-    check_values(teacher=teacher, student=student)
+    check_has_values(teacher, "the teacher")
+    check_has_values(student, "the student")
     loaded = checksum(teacher)
     streams, length = Streams(values.seed, compute.device), LengthConfig.of(values)
     targets = TARGETS[chosen(values.hl, values.no_aea, method.targets)]
@@ -207,14 +208,6 @@ def prepare_planned(
         bought = f"{plan.epochs} epochs, {plan.warmup} of them warm-up"
         job.remarks.append(f"budget {amount:,.10g} {unit}: {bought}, after {plan.seconds:.1f} s before it began")
     return job
-
-
-def check_values(**networks: Classifier) -> None:
-    """Raises UserError for a network with weights on PyTorch's meta device: shapes alone."""
-    for role, network in networks.items():
-        if any(each.is_meta for each in (*network.parameters(), *network.buffers())):
-            what = f"the {role} {network.name} has weights without values, on the device meta"
-            raise UserError(what, "make it on the CPU, and load its weights there")
 
 
 def copy_of(network: Classifier) -> Classifier:

@@ -488,7 +488,7 @@ BAD = {
     "no classes": ({"num_classes": 0}, "num_classes is 0"),
     "a list": ({"lr": [0.1]}, "--lr: [0.1] is not a number"),
     "one that cannot be copied": (dict.fromkeys(("teacher", "student"), Uncopied()), "share weights, and cannot be"),
-    "no values": ({"student": Body().to("meta")}, "the student student has weights without values"),
+    "no values": ({"student": Body().to("meta")}, "the student has no values"),
     "a name": ({"teacher": "resnet20"}, "the teacher is a str"),
 }
 

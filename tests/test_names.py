@@ -206,3 +206,18 @@ def test_a_transformers_folder_in_half_precision_is_read_and_one_without_a_head_
     (tmp_path / "bgr/preprocessor_config.json").write_text('{"do_flip_channel_order": true}')
     with user_error("reads blue before red"):
         registry.classifier(f"hf:{tmp_path / 'bgr'}", DIGITS, weights="own")
+
+
+def test_a_network_of_the_users_own_whose_layers_are_lazy_is_no_trained_teacher(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))\ndef make():\n    return net"
+    )
+    for made in ("net", "make"):
+        with user_error("gives random weights", "--teacher_path"):
+            registry.classifier(f"{tmp_path}/net.py:{made}", DIGITS, weights="own")
+
+
+@pytest.mark.parametrize("weights", ["V9", "True", "1", "ResNet34_Weights.DEFAULT", "ResNet18_Weights.V9"])
+def test_weights_that_torchvision_does_not_have_are_answered_with_those_it_has(weights):
+    with user_error(f"torchvision:resnet18 has no weights '{weights}'", "there are: IMAGENET1K_V1, DEFAULT"):
+        registry.classifier(f"torchvision:resnet18,weights={weights}", DIGITS, weights="own")

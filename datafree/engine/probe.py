@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import processes
 from ..data.specs import Shape, size_text
 from ..errors import UserError, first_line, is_out_of_memory
-from ..models.classifier import Classifier
+from ..models.classifier import Classifier, is_lazy
 from .device import Compute
 from .randomness import global_draws_forgotten
 
@@ -92,8 +92,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
 
 def _materialise(classifier: Classifier, what: str, batches: Batches, compute: Compute) -> None:
     """Has lazy layers see an image, and so get their weights, always the same ones. Raises as :func:`fitted` does."""
-    lazy = nn.parameter.UninitializedTensorMixin
-    if any(isinstance(each, lazy) for each in (*classifier.parameters(), *classifier.buffers())):
+    if is_lazy(classifier):
         with _in_one_line(classifier, what, batches, compute, False), torch.no_grad(), global_draws_forgotten():
             torch.manual_seed(0)
             classifier(batches[False])

@@ -27,6 +27,19 @@ class ExactLinear(nn.Linear):
             return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
+def is_lazy(network: nn.Module) -> bool:
+    """Whether it has layers whose weights PyTorch makes for the first image that it sees."""
+    return any(map(nn.parameter.is_lazy, (*network.parameters(), *network.buffers())))
+
+
+def check_has_values(network: nn.Module, what: str) -> None:
+    """Raises UserError for a network with weights on the meta device."""
+    if any(each.is_meta for each in (*network.parameters(), *network.buffers())):
+        raise UserError(
+            f"{what} has no values: it is on the meta device", "make it on the CPU, and load its weights there"
+        )
+
+
 class Normalise(nn.Module):
     """(x - mean) / std of pixels x (B, C, H, W) in [0, 1]; mean and std a value a channel."""
 

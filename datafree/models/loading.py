@@ -4,26 +4,31 @@ of ours         state_dict_of, load_into    {"state_dict": ...}, every name and 
 of any origin   load_classifier             what datafree/weights/ reads and matches; what it had to do, as remarks
 """
 
+import copy
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data.specs import pair
-from ..errors import UserError
+from ..data.specs import Size, pair, size_text
+from ..errors import UserError, first_line
 from ..weights.choice import Candidate, choose, why_not
 from ..weights.mismatch import check_shapes, refuse_names
-from ..weights.names import is_derived
+from ..weights.names import is_derived, is_extra
 from ..weights.reading import Content, read
-from ..weights.sets import keys_of, sets_in, unread
-from .classifier import Classifier
+from ..weights.sets import is_data, keys_of, sets_in, unread
+from .classifier import Classifier, check_has_values, is_lazy
 from .names import UNKNOWN, InputFormat
 
 SHOWN = 3  # names in a remark
+FORMAT = ("img_size", "mean", "std")  # as Classifier.input_format
 
 
 def state_dict_of(content: Any, path: Path | str, what: str) -> dict[str, Tensor]:
@@ -82,20 +87,57 @@ def load_classifier(
     Raises:
         UserError: the file cannot be read, has no weights, none that fit this network, or none under ``key``.
     """
-    where, own, content = f"{what} {path}", _tensors_of(model), read(path, what)
+    where, content = f"{what} {path}", read(path, what)
     sets = sets_in(content.value)
     if not sets:
         _refuse_content(content.value, where)
-    fitting = choose(sets, own, key, where)
+    about = content.value if isinstance(content.value, Mapping) else {}
+    said = about["input_format"] if "input_format" in about else _format_beside(Path(path))
+    kept = _format_in(said)
+    if is_lazy(model):
+        _materialise(model, given.img_size or kept.img_size, where)
+    own = _kept_by(model)
+    fitting = choose(sets, own, key, where, partial(_by_own_loading, model))
+    extra = {k: v for k, v in fitting[0].values.items() if is_extra(k) and is_data(v)}
     state = _checked(fitting[0].values, own, where)
     # PyTorch, too, begins to count at 0 where a file of before 0.4.1 has no counter
-    counters = {name: torch.zeros_like(own[name]) for name in own if name.endswith("num_batches_tracked")}
-    model.load_state_dict(model.state_dict() | counters | state)
-    about = content.value if isinstance(content.value, Mapping) else {}
-    if isinstance(model, Classifier):
-        _take_format(model, about.get("input_format") or _format_beside(Path(path)), given)
+    counters = {name: torch.zeros_like(own[name], device="cpu") for name in own if name.endswith("num_batches_tracked")}
+    network = model.network if isinstance(model, Classifier) else model
+    names = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    if any(each.is_meta for each in _tensors_of(network).values()) and names <= {*counters, *state}:
+        network.to_empty(device="cpu")
+    check_has_values(network, f"the network for {where}")
+    try:
+        model.load_state_dict(model.state_dict() | counters | state | extra)
+    except Exception as error:  # of the network's own code
+        raise UserError(f"{where} cannot be loaded: {first_line(error)}", "mend the network's own loading") from None
+    if isinstance(model, Classifier) and kept != UNKNOWN:
+        says = given.over(kept).for_channels(model.channels)
+        model.take(says.img_size, says.mean, says.std)
+    remarks = _remarks(content, fitting, own)
+    if said is not None and kept == UNKNOWN:
+        remarks.append("its input_format is none of this program's, with mean in 0..1 and std above 0: read past")
     plain = {str(name): value for name, value in about.items() if isinstance(value, str | int | float)}
-    return Loaded(plain, [f"{where}: {remark}" for remark in _remarks(content, fitting, own)])
+    return Loaded(plain, [f"{where}: {remark}" for remark in remarks])
+
+
+def _by_own_loading(model: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """What a copy of the network has when it has loaded these in its own way; None where it refuses, or skips some.
+
+    Its load_state_dict or hooks may know older names and shapes.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = copy.deepcopy(model)
+            for value in _tensors_of(model).values():
+                if value.is_floating_point():
+                    value.fill_(torch.nan)  # what is left of it was not loaded
+            model.load_state_dict(values)
+            state = _tensors_of(model)
+    except Exception:  # of the network's own code; of PyTorch, which says what does not fit in other words than here
+        return None
+    return None if any(value.isnan().any() for value in state.values() if value.is_floating_point()) else state
 
 
 def _format_beside(path: Path) -> Any:
@@ -108,22 +150,44 @@ def _format_beside(path: Path) -> Any:
     return about.get("input_format") if isinstance(about, dict) and path.suffix in ("", ".safetensors") else None
 
 
-def _take_format(model: Classifier, kept: Any, given: InputFormat) -> None:
-    if isinstance(kept, Mapping) and kept.keys() >= {"img_size", "mean", "std"}:
-        says = given.over(InputFormat(pair(kept["img_size"]), None, tuple(kept["mean"]), tuple(kept["std"])))
-        says = says.for_channels(model.channels)
-        model.take(says.img_size, says.mean, says.std)
+def _format_in(kept: Any) -> InputFormat:
+    """What a file of ours says of its network's images; UNKNOWN for anything that no run of this program wrote."""
+    if not isinstance(kept, Mapping):
+        return UNKNOWN
+    size, mean, std = ([*each] if isinstance(each, list | tuple) else [] for each in map(kept.get, FORMAT))
+    size = size or [kept.get("img_size")] * 2
+    numbers = all(type(each) in (int, float) for each in (*mean, *std)) and all(type(each) is int for each in size)
+    if not numbers or len(size) != 2 or min(size) < 1 or len(mean) not in (1, 3) or len(std) != len(mean):
+        return UNKNOWN
+    in_range = all(0 <= each <= 1 for each in mean) and all(0 < each < inf for each in std)
+    return InputFormat(pair(size), None, tuple(mean), tuple(std)) if in_range else UNKNOWN
+
+
+def _materialise(model: nn.Module, img_size: Size | None, where: str) -> None:
+    """Has lazy layers make their weights for an image of that size, else of the network's. Raises UserError."""
+    if not isinstance(model, Classifier):
+        raise UserError(f"{where} is for a network with lazy layers, without weights yet", "give it an image first")
+    size = img_size or model.img_size
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.network(torch.zeros(2, model.channels, *size))
+    except Exception as error:  # of the network's own code
+        what = f"{where} is for a network with lazy layers, which takes no images of {model.channels} channels"
+        remedy = "say --teacher_img_size and --teacher_channels, or let the network be called once before it is given"
+        raise UserError(f"{what} and {size_text(size)} pixels: {first_line(error)}", remedy) from None
 
 
 def _checked(values: Mapping[str, Any], own: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """In the network's types. Raises UserError where a value is none that the network can have."""
+    values = {name: value for name, value in values.items() if not is_extra(name)}
+    own = {name: value for name, value in own.items() if not is_extra(name)}
     for name, value in values.items():
         if (reason := why_not(value, own[name])) is not None:
             raise UserError(f"{where} cannot be used: {name} is {reason}", "save its weights as plain float tensors")
     state = {k: v for k, v in values.items() if not is_derived(k) or v.shape == own[k].shape}
     check_shapes(own, state, where)
     state = {name: value.detach().to(own[name].dtype) for name, value in state.items()}
-    _check_finite(state, where)
+    _check_finite(state, where, own)
     return state
 
 
@@ -132,6 +196,8 @@ def _remarks(content: Content, fitting: list[Candidate], own: Mapping[str, Tenso
     taken, remarks = fitting[0], []
     if taken.key not in ((), ("state_dict",)):
         remarks.append(f"took the weights under {'.'.join(taken.key)}")
+    if taken.changed:
+        remarks.append("names or shapes changed as the network's own loading does")
     others = [".".join(each.key) or "(the file itself)" for each in fitting[1:] if not each.equals(taken)]
     if others:
         remarks.append(f"other weights in it fit, too: {', '.join(others)} (--teacher_weights names those to take)")
@@ -143,12 +209,27 @@ def _remarks(content: Content, fitting: list[Candidate], own: Mapping[str, Tenso
         )
     elif content.strange:
         remarks.append(f"holds other objects, which were not made: {_some(content.strange)}")
+    remarks += _of_extra(taken, own)
     kinds = {
-        str(value.dtype).removeprefix("torch.") for name, value in taken.values.items() if _is_cast(value, own[name])
+        str(value.dtype).removeprefix("torch.")
+        for name, value in taken.values.items()
+        if not is_extra(name) and _is_cast(value, own[name])
     }
     if kinds:
         remarks.append(f"weights cast from {', '.join(sorted(kinds))}")
     return remarks
+
+
+def _of_extra(taken: Candidate, own: Mapping[str, Any]) -> list[str]:
+    """What became of all that is kept beside tensors."""
+    theirs, wanted = taken.source.values, set(taken.match.names.values())
+    extra = [name for name in theirs if is_extra(name)]
+    said = {
+        "did not take {}: the network has nothing of the kind": [name for name in extra if name not in wanted],
+        "did not take {}: it is no plain data": [n for n in extra if n in wanted and not is_data(theirs[n])],
+        "has no {}: it stays as the network makes it": [n for n in own if is_extra(n) and n not in taken.match.names],
+    }
+    return [text.format(_some(names)) for text, names in said.items() if names]
 
 
 def _is_cast(value: Tensor, own: Tensor) -> bool:
@@ -167,6 +248,11 @@ def _refuse_content(content: Any, where: str) -> None:
     )
 
 
+def _kept_by(model: nn.Module) -> dict[str, Any]:
+    """Its tensors, and what its modules keep beside them."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor) or is_extra(name)}
+
+
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
@@ -175,7 +261,11 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and unread(value) is None
 
 
-def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+def _check_finite(state: Mapping[str, Tensor], where: str, own: Mapping[str, Tensor] | None = None) -> None:
+    """Raises UserError for NaN and infinity, but where the network itself has the same, as a mask of -inf does."""
     for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        bad = ~value.isfinite() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)
+        if bad.any() and not (
+            own and not own[name].is_meta and torch.equal(value[bad], own[name].to(value.device)[bad])
+        ):
             raise UserError(f"{where} has NaN or infinite values in {name}", "train or copy it anew")

@@ -25,7 +25,7 @@ from torch import nn
 from .. import user_code
 from ..data.specs import DatasetSpec, Size, pair
 from ..errors import UserError, first_line, nearest_names
-from .classifier import Classifier
+from .classifier import Classifier, check_has_values, is_lazy
 
 Weights = Literal["none", "file", "own"]
 CLASS_COUNT = ("nc", "num_cls", "num_labels", "n_labels", "num_outputs", "out_dim")  # what else it is called
@@ -194,8 +194,9 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
 
 def _check_trained(name: str, network: nn.Module, again: nn.Module) -> None:
     """Raises UserError where a second call gives other weights: they are random, and no teacher's."""
+    check_has_values(network, name)
     weights = zip(network.state_dict().values(), again.state_dict().values(), strict=True)
-    if network is not again and not all(torch.equal(a, b) for a, b in weights):
+    if is_lazy(network) or (network is not again and not all(torch.equal(a, b) for a, b in weights)):
         raise UserError(f"{name} gives random weights", "give the trained ones with --teacher_path")
 
 
@@ -217,10 +218,21 @@ def _torchvision(
     if name not in known:
         raise UserError(f"torchvision has no classifier {name!r}", nearest_names(name, known))
     how = arguments if "weights" in arguments else {"weights": None, "num_classes": num_classes} | arguments
+    if how["weights"] is not None:
+        _check_weights(name, how["weights"])
     network = torchvision.models.get_model(name, **how)
     size = getattr(network, "image_size", None)  # of a vision transformer, which takes no other
     own = _trained_on(name, how["weights"]) if weights == "own" and how["weights"] else UNKNOWN
     return with_channels(network, given.channels), InputFormat(pair(size) if size else None).over(own)
+
+
+def _check_weights(name: str, weights: Any) -> None:
+    """Raises UserError for weights that torchvision does not have of that model."""
+    kind = torchvision.models.get_model_weights(name)
+    before, _, member = str(weights).rpartition(".")
+    if member not in kind.__members__ or before not in ("", kind.__name__):
+        known = ", ".join(kind.__members__) or "none"
+        raise UserError(f"torchvision:{name} has no weights {str(weights)!r}", f"there are: {known}")
 
 
 def _trained_on(name: str, weights: str) -> InputFormat:

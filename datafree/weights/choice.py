@@ -1,7 +1,8 @@
 """Which of a file's weights a network gets: those that have all its names and its shapes, the first in ``ORDER``."""
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,21 +12,24 @@ from torch import Tensor
 
 from ..errors import UserError
 from .mismatch import refuse_names
-from .names import MARKS, Match, difference, is_derived, matches
+from .names import MARKS, Match, difference, is_derived, is_extra, matches, without_twins, wrappers_before
 from .sets import WeightSet, joined, unread
 
 ORDER = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 ORDER += ("teacher", "student")  # then any other, in the file's order; averages of a training's weights come last
 AVERAGES = {"ema", "averaged", "avg", "swa", "shadow"}
 LISTED = 8  # keys
+# A network's own loading: what becomes of these weights by its names, or None where it does not take them
+OwnLoading = Callable[[dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A set of weights that has all the network's names."""
+    """A set of weights that has all the network's names, or got them as its own loading ``changed`` theirs."""
 
     source: WeightSet
     match: Match
+    changed: bool = False
 
     @cached_property
     def key(self) -> tuple[str, ...]:
@@ -59,7 +63,9 @@ def why_not(value: Any, own: Tensor) -> str | None:
     return unread(value)
 
 
-def choose(sets: list[WeightSet], own: Mapping[str, Tensor], key: str | None, where: str) -> list[Candidate]:
+def choose(
+    sets: list[WeightSet], own: Mapping[str, Tensor], key: str | None, where: str, loading: OwnLoading
+) -> list[Candidate]:
     """What fits the network, best first; where nothing does, what has its names at least.
 
     Args:
@@ -67,12 +73,16 @@ def choose(sets: list[WeightSet], own: Mapping[str, Tensor], key: str | None, wh
         own: the network's weights by name.
         key: dotted, of the set to be taken; the first in ``ORDER`` without.
         where: the file, for messages.
+        loading: asked where nothing fits as it is.
 
     Raises:
         UserError: nothing has the network's names, or there is nothing under ``key``.
     """
     found = _candidates(sets, own) or _candidates(joined(sets), own)
     named = [each for each in found if key is None or _is_under(key, each.key)]
+    if not any(each.fits(own) for each in named):
+        changed = [_changed(each, own, loading) for each in sets if key is None or _is_under(key, each.path)]
+        named = [each for each in changed if each is not None and each.fits(own)] or named
     if not named:
         of_key = [each for each in sets if key is None or _is_under(key, each.path)]
         if not of_key:
@@ -88,7 +98,42 @@ def choose(sets: list[WeightSet], own: Mapping[str, Tensor], key: str | None, wh
 
 
 def _candidates(sets: list[WeightSet], own: Mapping[str, Tensor]) -> list[Candidate]:
-    return [Candidate(each, match) for each in sets for match in matches(list(own), list(each.values))]
+    tied = _tied(own)
+    found = []
+    for each in sets:
+        ways = matches(list(own), list(each.values))
+        if not ways and tied:
+            ways = matches(without_twins(list(own), list(each.values), tied), list(each.values))
+        found += [Candidate(each, match) for match in ways]
+    return found
+
+
+def _tied(own: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of the same numbers in memory; some savers keep one of each."""
+    names = defaultdict(list)
+    for name, value in own.items():
+        if isinstance(value, Tensor) and value.layout == torch.strided and value.data_ptr():
+            names[value.data_ptr(), value.dtype, value.shape, value.stride()].append(name)
+    return [each for each in names.values() if len(each) > 1]
+
+
+def _changed(source: WeightSet, own: Mapping[str, Tensor], loading: OwnLoading) -> Candidate | None:
+    """What the network's own loading makes of weights, with or without the wrappers before all their names."""
+    extra = {name: value for name, value in source.values.items() if is_extra(name)}
+    values = {name: value for name, value in source.values.items() if name not in extra}
+    whole = [
+        sum(not v.is_floating_point() for v in each if isinstance(v, Tensor))
+        for each in (values.values(), own.values())
+    ]
+    if any(unread(value) for value in values.values()) or whole[0] > whole[1]:  # copied, these would be cast
+        return None
+    for before in dict.fromkeys(("", wrappers_before(values))):
+        state = loading({name.removeprefix(before): value for name, value in source.values.items()})
+        if state is not None:
+            state |= {name.removeprefix(before): value for name, value in extra.items()}
+            state = {name: value for name, value in state.items() if name in own}
+            return Candidate(WeightSet(source.path, state, source.whole), Match("", {n: n for n in state}, []), True)
+    return None
 
 
 def _is_under(key: str, path: tuple[str, ...]) -> bool:

@@ -4,20 +4,23 @@
 2. else the network's names may all stand behind one prefix in the file (model., student.), or the file's may lack one
 3. else first the marks of PyTorch's wrappers are taken out on both sides wherever they stand, then what people call the
    network in a network (model, backbone, ...)
+4. else a dot before a number counts for nothing, too: norm.1 and norm1 (torchvision's first DenseNets)
 
 Each step counts only if then all of the network's names are there, and the file has no others beside them: what it has
 behind the same prefix that the network has not is another architecture; what it has elsewhere is passed over.
 """
 
 import difflib
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 MARKS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 WRAPPERS = MARKS | {"model", "net", "network", "backbone", "encoder", "base_model"}
 RENAMED = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+EXTRA = "_extra_state"  # what a module's get_extra_state gave: anything, not only a tensor
 # What a network works out for itself, or a tool counted in it: may be missing, and may be left over
-DERIVED = {"num_batches_tracked", "total_ops", "total_params", "position_ids", "attn_mask"}
+DERIVED = {"num_batches_tracked", "total_ops", "total_params", "position_ids", "attn_mask", EXTRA}
 DERIVED |= {"relative_position_index", "relative_coords_table"}
 MOST = 2000  # names that are compared letter by letter
 
@@ -42,11 +45,18 @@ def is_derived(name: str) -> bool:
     return name.rpartition(".")[2] in DERIVED
 
 
+def is_extra(name: str) -> bool:
+    """Whether it names what a module keeps beside its tensors."""
+    return name.rpartition(".")[2] == EXTRA
+
+
 def matches(own: Collection[str], found: Collection[str]) -> list[Match]:
     """All ways to find a network's names in a file's, those of earlier steps first."""
     ways: dict[frozenset[str], Match] = {}
-    for taken in (frozenset(), MARKS, WRAPPERS):
-        ours, theirs = _plain(own, taken), _plain(found, taken)
+    for taken, dotless in ((frozenset(), False), (MARKS, False), (WRAPPERS, False), (WRAPPERS, True)):
+        if dotless and ways:
+            break
+        ours, theirs = _plain(own, taken, dotless), _plain(found, taken, dotless)
         if len(ours) < len(own) or len(theirs) < len(found):
             continue  # two names would become one
         for lead in _leads(ours):
@@ -56,6 +66,18 @@ def matches(own: Collection[str], found: Collection[str]) -> list[Match]:
             if found_here:
                 break
     return list(ways.values())
+
+
+def without_twins(own: Collection[str], found: Collection[str], tied: Collection[Collection[str]]) -> list[str]:
+    """A network's names, of those that are ``tied``, which mean one weight, only what a file has, or one."""
+    theirs = [f".{name}" for name in _plain(found, WRAPPERS)]
+    dropped: set[str] = set()
+    for twins in tied:
+        there = [
+            name for short, name in _plain(twins, WRAPPERS).items() if any(t.endswith(f".{short}") for t in theirs)
+        ]
+        dropped |= set(twins) - set(there or list(twins)[:1])
+    return [name for name in own if name not in dropped]
 
 
 def difference(own: Collection[str], found: Collection[str]) -> tuple[list[str], list[str]]:
@@ -76,13 +98,14 @@ def nearest(names: list[str], among: list[str]) -> list[str]:
     return chosen
 
 
-def _plain(names: Collection[str], taken: frozenset[str]) -> dict[str, str]:
-    """Names without what is taken away (never the last part), and what each was."""
+def _plain(names: Collection[str], taken: frozenset[str], dotless: bool = False) -> dict[str, str]:
+    """Names without what is taken away (never the last part) and dots before numbers, and what each was."""
     plain = {}
     for name in names:
         *parts, last = name.split(".")
         last = RENAMED.get(last, last) if taken else last
-        plain[".".join([part for part in parts if part not in taken] + [last])] = name
+        short = ".".join([part for part in parts if part not in taken] + [last])
+        plain[re.sub(r"\.(?=\d+(\.|$))", "", short) if dotless else short] = name
     return plain
 
 
@@ -121,7 +144,7 @@ def _behind_prefixes(ours: dict[str, str], theirs: dict[str, str]) -> Iterator[M
         taken, others = set(names.values()), tuple(other for other in full if other != prefix)
         rest = {name: raw for name, raw in theirs.items() if raw not in taken and not is_derived(name)}
         copies = tuple(other for other in others if other.startswith(prefix))
-        within = _wrappers_before(taken)
+        within = wrappers_before(taken)
         if not any(
             name.startswith(prefix) and raw.startswith(within) and not name.startswith(copies)
             for name, raw in rest.items()
@@ -131,7 +154,7 @@ def _behind_prefixes(ours: dict[str, str], theirs: dict[str, str]) -> Iterator[M
             yield Match(before.pop() if len(before) == 1 and None not in before else prefix, names, passed)
 
 
-def _wrappers_before(names: Collection[str]) -> str:
+def wrappers_before(names: Collection[str]) -> str:
     """The wrappers that all these names begin with."""
     parts = []
     for part in _common(names).split(".")[:-1]:

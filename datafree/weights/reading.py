@@ -6,6 +6,7 @@ folder:  model.safetensors, pytorch_model.bin, their parts by *.index.json, or t
 The format is told by the bytes; the name of the file does not matter. Content that is not tensors is read past.
 """
 
+import io
 import json
 import re
 import stat
@@ -143,7 +144,7 @@ def _file(path: Path, what: str) -> Content:
         file.seek(0)
         if reader is pickles.read_zip and _is_npz(file):
             return Content(_npz(file))
-        content = _read(file, reader)
+        content = _read(_unpacked(file) if reader is pickles.read_zip else file, reader)
         if not checksums_hold(path):
             raise UserError(f"{what} {path} is damaged: a checksum in it does not hold", kinds.AGAIN)
     return content
@@ -189,6 +190,21 @@ def _read(file: IO[bytes], reader: Any) -> Content:
         except Exception:  # a dozen types for what it does not like; out of memory, too, for a size that is damaged
             file.seek(0)
     return Content(*reader(file))
+
+
+def _unpacked(file: IO[bytes]) -> IO[bytes]:
+    """A zip archive as torch.save writes it, where somebody packed it anew with compression."""
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        if all(record.compress_type == zipfile.ZIP_STORED for record in records):
+            file.seek(0)
+            return file
+        plain = io.BytesIO()
+        with zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as stored:
+            for record in records:
+                stored.writestr(record.filename, archive.read(record))
+    plain.seek(0)
+    return plain
 
 
 def _is_npz(file: IO[bytes]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import printable
+from .names import is_extra
 from .pickles import StandIn, as_array
 
 OF_TRAINING = re.compile(  # keys of what has a network's names and is none of its weights
@@ -40,12 +41,13 @@ class WeightSet:
 
     Attributes:
         path: the keys that lead to it from the file's root.
-        values: a tensor each, dense or not; a StandIn for one that could not be put together.
+        values: a tensor each, dense or not; a StandIn for one that could not be put together; under names that
+            ``is_extra`` tells, whatever the file has.
         whole: the class of the network that was saved whole, or None.
     """
 
     path: tuple[str, ...]
-    values: dict[str, Tensor | StandIn]
+    values: dict[str, Any]
     whole: str | None = None
 
 
@@ -80,6 +82,15 @@ def unread(value: Tensor | StandIn) -> str | None:
     return "complex" if value.is_complex() else None
 
 
+def is_data(value: Any, depth: int = 0) -> bool:
+    """Whether it is tensors, numbers and words through and through, so that a network may be given it."""
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        return depth < DEEPEST and all(is_data(each, depth + 1) for each in value)
+    return isinstance(value, (Tensor, bytearray, torch.dtype, torch.device, *NUMBERS))
+
+
 def keys_of(content: Any) -> list[str]:
     """The file's own keys, to tell the user what it holds."""
     return list(_entries(content))
@@ -97,9 +108,10 @@ def _inside(node: Any, known: dict[int, list[WeightSet]], depth: int) -> list[We
     elif "param_groups" not in entries:
         tensors = {key: _tensor(value) for key, value in entries.items()}
         tensors = {key: value for key, value in tensors.items() if value is not None}
-        sets += [WeightSet((), tensors)] if tensors else []
+        extra = {key: value for key, value in entries.items() if is_extra(key)}
+        sets += [WeightSet((), tensors | extra)] if tensors.keys() - extra.keys() else []
         for key, value in entries.items():
-            if key not in tensors and not OF_TRAINING.search(key):
+            if key not in tensors | extra and not OF_TRAINING.search(key):
                 sets += [replace(each, path=(key, *each.path)) for each in _inside(value, known, depth + 1)]
     known[id(node)] = sets[:MOST]
     return known[id(node)]
