@@ -286,3 +286,8 @@ def test_the_head_may_be_a_convolution_and_features_are_then_its_input():
 def test_frozen_batch_norm_counts_as_what_remembers_statistics():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False))
     assert wrapped(network).norm_layers == [network[1]]
+
+
+def test_a_compiled_network_is_taken_as_it_was_before():
+    network = small_network(1)
+    assert Classifier(torch.compile(network), "own", CLASSES, SIZE, MEAN, STD).network is network

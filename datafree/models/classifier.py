@@ -118,6 +118,7 @@ class Classifier(nn.Module):
         std: Sequence[float],
     ):
         super().__init__()
+        network = getattr(network, "_orig_mod", network)  # of torch.compile, which is ours to choose
         let_gradients_through(network)
         self.network, self.name, self.num_classes, self.img_size = network.float(), name, num_classes, pair(img_size)
         self.normalisation = Normalise(mean, std)
