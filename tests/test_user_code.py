@@ -110,6 +110,21 @@ def test_the_class_count_goes_to_whatever_it_is_called(name, tmp_path):
     assert network.out_features == 7
 
 
+@pytest.mark.parametrize("how", ["ones", "rand"])
+def test_weights_that_a_file_gives_twice_alike_are_its_own_whatever_a_module_keeps_beside_them(how, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\nclass Net(nn.Linear):\n    def get_extra_state(self):\n"
+        "        return {'seen': [1]}\n    def set_extra_state(self, state):\n        pass\ndef make():\n"
+        f"    net = Net(4, 7)\n    net.weight.data = torch.{how}(7, 4)\n    net.bias.data.zero_()\n    return net\n"
+    )
+    name = f"{tmp_path}/net.py:make"
+    if how == "ones":
+        assert network_of(name, 7, {}, UNKNOWN, "own")[0].get_extra_state() == {"seen": [1]}
+    else:
+        with user_error("gives random weights", "--teacher_path"):
+            network_of(name, 7, {}, UNKNOWN, "own")
+
+
 def test_a_file_without_a_function_is_asked_for_one():
     with user_error("net.py is a file", "net.py:FUNCTION"):
         network_of("net.py", 7, {}, UNKNOWN, "none")
