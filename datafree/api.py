@@ -163,10 +163,8 @@ def copied(teacher: nn.Module, student: nn.Module) -> tuple[nn.Module, bool]:
     try:
         return duplicate(teacher), False
     except Exception:  # whatever its parts raise
-        each = [
-            set(network.parameters()) if isinstance(network, nn.Module) else set() for network in (teacher, student)
-        ]
-        if each[0] & each[1]:
+        weights = [{*each.parameters()} for each in (teacher, student) if isinstance(each, nn.Module)]
+        if len(weights) == 2 and weights[0] & weights[1]:
             raise UserError("teacher and student share weights, and cannot be copied", "give two networks") from None
         return teacher, True
 

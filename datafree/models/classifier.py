@@ -82,8 +82,7 @@ def let_gradients_through(network: nn.Module) -> None:
     for module in network.modules():
         for kept in (module._parameters, module._buffers):
             for name, old in kept.items():
-                lazy = isinstance(old, nn.parameter.UninitializedTensorMixin)
-                if old is not None and not lazy and old.is_inference():
+                if old is not None and not nn.parameter.is_lazy(old) and old.is_inference():
                     new = nn.Parameter(old.clone()) if isinstance(old, nn.Parameter) else old.clone()
                     kept[name] = made.setdefault(id(old), new.requires_grad_(old.requires_grad))
 

@@ -195,7 +195,8 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
 def _check_trained(name: str, network: nn.Module, again: nn.Module) -> None:
     """Raises UserError where a second call gives other weights: they are random, and no teacher's."""
     check_has_values(network, name)
-    weights = zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    values = zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    weights = ((a, b) for a, b in values if isinstance(a, torch.Tensor))  # a module may keep more
     if is_lazy(network) or (network is not again and not all(torch.equal(a, b) for a, b in weights)):
         raise UserError(f"{name} gives random weights", "give the trained ones with --teacher_path")
 
