@@ -22,7 +22,7 @@ from programs import (  # noqa: F401 (few_digits: a fixture)
     script,
     tree,
 )
-from test_export import PROGRAM, need_onnx, quick, run, timm_vit
+from test_export import PROGRAM, need_onnx, quick, run, timm_vit  # noqa: F401 (run: a fixture)
 from torch import nn
 
 import train_scratch
