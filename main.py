@@ -7,7 +7,7 @@ for epoch in run.epochs()                                   what is recorded, ev
     for each of its rounds                                  --ep_steps / --kd_steps of them
         batch = method.synthesize(warmup)                   datafree/methods/aeahl_rg.py, or --method
         pool.add(targets.prepare(batch))                    datafree/targets/: soft; --hl hard labels, under attack
-        student.learn(pool, targets, kd_steps)              on targets.loss, batches of the pool; not in warm-up
+        student.learn(pool, targets, kd_steps)              on targets.lesson and .loss of its batches; not in warm-up
     evaluate, record, save                                  datafree/runs/; no evaluation in warm-up
 method.finish()                                             AEAHL-RG: g1 or g2, and d, for the next task
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.augmentation import Augmentation
+from datafree.data.batch import Batch
 from datafree.data.specs import DatasetSpec
 from datafree.engine.context import Context
 from datafree.engine.device import PRECISIONS, Compute
@@ -22,6 +23,7 @@ from datafree.models.classifier import Classifier
 from datafree.models.generator import ReusableGenerator
 from datafree.models.head_input import HeadInput
 from datafree.runs.stopping import SIGNALS
+from datafree.targets.base import Targets
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -136,6 +138,11 @@ def small_context(
     teacher, student = teacher or small_teacher(), student or small_classifier(2)
     streams, augmentation = Streams(seed, compute.device), Augmentation(padding, flip)
     return Context(small_spec(flip), teacher, teacher, student, compute, streams, augmentation)
+
+
+def loss_on(targets: Targets, batch: Batch, student: Classifier) -> Tensor:
+    """What a batch costs the student, its lesson made on the spot."""
+    return targets.loss(targets.lesson(batch), student)
 
 
 def without_overflow(context: Context) -> Context:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from conftest import BF16, FP16, FP32, SIZE, same_state, small_context, small_teacher, state_of, user_error
 
 from datafree.data.augmentation import to_levels, to_pixels
-from datafree.data.batch import Batch
+from datafree.data.batch import TEACHER_LOGITS, Batch
 from datafree.models.classifier import Normalise
 from datafree.targets.attack import Attack, Pair, attack_loss, perturb, swap
+from datafree.targets.hard import HARD_LABELS
 
 NORMALISATIONS = [((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), ((0.1, 0.6, 0.9), (0.05, 0.7, 3.0))]
 
@@ -189,11 +190,12 @@ def test_attacked_samples_keep_the_clean_label_and_get_the_teachers_logits_on_wh
         batch = Batch(x, batch.columns | {"twins": to_pixels(batch.columns["twins"])})
     twins = batch.columns["twins"] if batch.columns else made.pair(x).twins
     lesson = made.lesson(batch)
+    teacher_logits, labels = lesson.columns[TEACHER_LOGITS], lesson.columns[HARD_LABELS]
     attacked = torch.rand(50, generator=made.context.streams.again("attack")) < pa
     assert torch.equal(lesson.images, torch.stack([twins[i] if attacked[i] else x[i] for i in range(50)]))
-    assert torch.equal(lesson.labels, teacher(x).argmax(1))
-    torch.testing.assert_close(lesson.teacher_logits, teacher(lesson.images))
-    assert pa < 1 or (lesson.labels != lesson.teacher_logits.argmax(1)).any()
+    assert torch.equal(labels, teacher(x).argmax(1))
+    torch.testing.assert_close(teacher_logits, teacher(lesson.images))
+    assert pa < 1 or (labels != teacher_logits.argmax(1)).any()
     assert made.context.read().means()["attacked_rate"] == pytest.approx(attacked.float().mean().item())
 
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import MEAN, SIZE, STD, small_classifier, small_context, state_of, user_error
+from conftest import MEAN, SIZE, STD, loss_on, small_classifier, small_context, state_of, user_error
 from programs import OF_RESNET8, at_epoch, few_digits, finished, rows_of, run  # noqa: F401
 from test_aeahl_rg import bn_inputs, context_of
 from torch import nn
@@ -48,9 +48,9 @@ def test_a_students_loss_is_that_of_the_answers_and_of_the_maps_by_hand():
     for targets in (Soft, Hard):
         context = context_of()
         student, batch = context.student.train(), Batch(images())
-        plain = targets(context, targets.Config(T=2.0)).loss(batch, student)
+        plain = loss_on(targets(context, targets.Config(T=2.0)), batch, student)
         context.read()
-        found = targets(context, targets.Config(T=2.0, at=AT)).loss(batch, student)
+        found = loss_on(targets(context, targets.Config(T=2.0, at=AT)), batch, student)
         reported = context.read().means()
         pairs = zip(convolved(context.teacher), convolved(student), strict=True)
         by_hand = sum((look(of_teacher) - look(of_student)).square().mean() for of_teacher, of_student in pairs)
@@ -93,11 +93,11 @@ def test_images_that_come_again_are_not_asked_about_again():
     aims, batch = Soft(context, Soft.Config(at=AT)), Batch(images(), {TEACHER_LOGITS: torch.zeros(B, 5)})
     context.costs.take()
     for _ in range(3):
-        aims.loss(batch, context.student)
+        loss_on(aims, batch, context.student)
     assert context.costs.take()["teacher_forward"] == B
-    aims.loss(Batch(images(), batch.columns), context.student)
+    loss_on(aims, Batch(images(), batch.columns), context.student)
     assert context.costs.take()["teacher_forward"] == B
-    aims.loss(Batch(images()), context.student)  # one pass gives logits and maps
+    loss_on(aims, Batch(images()), context.student)  # one pass gives logits and maps
     assert context.costs.take()["teacher_forward"] == B
 
 
@@ -112,7 +112,7 @@ def test_a_student_that_is_released_has_no_hooks_and_nothing_was_changed_by_look
     before = state_of(context.student)
     aims = Soft(context, Soft.Config(at=AT))
     assert all(torch.equal(before[name], value) for name, value in state_of(context.student).items())
-    aims.loss(Batch(images()), context.student)
+    loss_on(aims, Batch(images()), context.student)
     context.student.release()
     assert not any(module._forward_hooks for module in context.student.network.modules())
     whole = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), "x", 5, 2, (0, 0, 0), (1, 1, 1))

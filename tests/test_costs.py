@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from conftest import loss_on
 from programs import QUICK, few_digits, finished  # noqa: F401
 from test_aeahl_rg import context_of
 
@@ -37,7 +38,7 @@ def test_whoever_calls_a_classifier_is_counted_and_nothing_is_once_it_is_release
     context = context_of()
     x = torch.rand(N, *context.spec.shape)
     context.teacher(x)
-    Soft(context, Soft.Config()).loss(Batch(x), context.student)
+    loss_on(Soft(context, Soft.Config()), Batch(x), context.student)
     with context.student_as_judge() as student:
         student(x)
     expected = {"teacher_forward": 2 * N, "student_forward": 2 * N, "student_backward": N}

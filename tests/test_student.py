@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import CPU, SIZE, same_state, state_of, user_error
+from conftest import CPU, SIZE, loss_on, same_state, state_of, user_error
 from test_aeahl_rg import context_of, takes
 
 from datafree.data.batch import TEACHER_LOGITS, Batch
@@ -154,7 +154,7 @@ def test_a_first_step_of_each_optimiser_with_and_without_a_limit_to_the_gradient
 
     targets = Soft(context, Soft.Config(T=TAU))
     weights = list(before.parameters())
-    gradients = torch.autograd.grad(targets.loss(Batch(x), before), weights)
+    gradients = torch.autograd.grad(loss_on(targets, Batch(x), before), weights)
     norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
     assert norm > 0.01
     scale = clip / (norm + 1e-6) if clip else 1.0
@@ -169,16 +169,16 @@ def test_l1_is_the_mean_distance_of_the_logits_and_logits_that_come_with_a_batch
     context, x = context_of(), torch.rand(B, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
     t = context.answers(x)
     s = context.ask(context.student, x)
-    loss = Soft(context, Soft.Config(kd_loss="l1")).loss(Batch(x), context.student)
+    loss = loss_on(Soft(context, Soft.Config(kd_loss="l1")), Batch(x), context.student)
     torch.testing.assert_close(loss, (t - s).abs().mean(), rtol=1e-3, atol=1e-5)
     batch = Batch(x, {TEACHER_LOGITS: t + 3 * torch.eye(len(t), t.shape[1])})
     for targets in (Soft, Hard):
         config = targets.Config(T=TAU)
-        known, asked = targets(context, config).loss(batch, context.student), targets(context, config)
+        known, asked = loss_on(targets(context, config), batch, context.student), targets(context, config)
         asked.context.answers = lambda x: batch.columns[TEACHER_LOGITS]
-        torch.testing.assert_close(asked.loss(Batch(x), context.student), known)
+        torch.testing.assert_close(loss_on(asked, Batch(x), context.student), known)
         del context.answers
-        assert targets(context, config).loss(Batch(x), context.student) != known
+        assert loss_on(targets(context, config), Batch(x), context.student) != known
 
 
 def test_a_state_dict_and_the_streams_continue_exactly(tmp_path):

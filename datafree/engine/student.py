@@ -1,39 +1,27 @@
 """Distillation steps: the student learns what its targets say of each batch.
 
 for each of kd_steps
-    batch <- B images of the pool, uniform with replacement, augmented; or fresh ones of a method without a pool
-    L_S   <- targets.loss(batch, student)                   soft, hard or under attack: datafree/targets/
-    S     <- SGD(lr) or Adam(lr); lr falls along a cosine over all distillation steps, or tenfold at shares of them
+    batch  <- B images of the pool, uniform with replacement, augmented; or fresh ones of a method without a pool
+    lesson <- targets.lesson(batch)                         with the teacher's answer; for ``echo`` steps: echoing.py
+    L_S    <- targets.loss(lesson, student)                 soft, hard or under attack: datafree/targets/
+    S      <- SGD(lr) or Adam(lr); lr falls along a cosine over all distillation steps, or tenfold at shares of them
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from .. import configuration
 from ..configuration import knob
-from ..data.batch import Batch
 from ..errors import UserError
-from ..models.classifier import Classifier
 from .context import Context
 from .device import Compute
+from .echoing import Source, Teaching, lessons
 from .whole_batch import agree_on_buffers, shares_gradients
-
-
-class Source(Protocol):
-    """Where batches come from: the pool, or a method that makes them anew."""
-
-    def batches(self, count: int, size: int) -> Iterator[Batch]: ...
-
-
-class Lessons(Protocol):
-    """What the student is taught about a batch: see ``datafree.targets``."""
-
-    def loss(self, batch: Batch, student: Classifier) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -92,6 +80,9 @@ class Student:
             None, "divide lr by 10 at these shares of the run, in place of the cosine", above=0, high=1, unit="SHARE"
         )
         nesterov: bool = knob(False, "Nesterov's momentum in SGD")
+        echo: int = knob(
+            1, "steps that an image drawn, cropped and shown to the teacher serves; 3 is faster", low=1, unit="STEPS"
+        )
         clip_grad: float = knob(0.0, "largest norm of the gradient; 0: any", low=0, unit="NORM")
 
         def check(self) -> None:
@@ -110,16 +101,17 @@ class Student:
         """Of the next step."""
         return self.scheduler.get_last_lr()[0]
 
-    def learn(self, source: Source, targets: Lessons, steps: int) -> None:
+    def learn(self, source: Source, targets: Teaching, steps: int) -> None:
         """That many steps."""
         self.classifier.train()
-        for batch in source.batches(steps, self.config.batch_size):
-            loss = targets.loss(batch, self.learning)
+        config, rng = self.config, self.context.streams["echo"] if self.config.echo > 1 else None
+        for lesson in lessons(source, targets, steps, config.batch_size, config.echo, rng):
+            loss = targets.loss(lesson, self.learning)
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
-            if self.config.clip_grad > 0:
+            if config.clip_grad > 0:
                 self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.classifier.parameters(), self.config.clip_grad)
+                nn.utils.clip_grad_norm_(self.classifier.parameters(), config.clip_grad)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.scheduler.step()

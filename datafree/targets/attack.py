@@ -31,7 +31,7 @@ from ..errors import UserError
 from ..losses.kd import confidence
 from ..models.classifier import Normalise
 from ..models.perturbation import SMALLEST, PerturbationNetwork
-from .hard import Hard, Lesson
+from .hard import Hard, taught
 
 SMALLEST_CE = torch.finfo(torch.float32).eps  # below it fp32 cannot tell a cross-entropy from 0
 
@@ -176,7 +176,7 @@ class Attack(Hard):
         pair = self.swapped_pair(batch.images)
         return Batch(pair.images, batch.columns | {"twins": to_levels(pair.twins), "labels": pair.labels})
 
-    def lesson(self, batch: Batch) -> Lesson:
+    def lesson(self, batch: Batch) -> Batch:
         """Step 4. Twins and labels come with the images; or, as for a method without a pool always, the whole batch is
         attacked anew: as published, and dearer than all the rest of the step.
 
@@ -192,10 +192,10 @@ class Attack(Hard):
         if "twins" not in batch.columns:
             pair = self.swapped_pair(batch.images)
             images, logits = mix(pair.images, pair.twins, attacked), mix(pair.logits, pair.twin_logits, attacked)
-            return Lesson(images, logits, pair.labels)
+            return taught(images, logits, pair.labels)
         images = mix(batch.images, batch.columns["twins"], attacked)
         teacher_logits = self.context.answers(images)
-        return Lesson(images, teacher_logits, mix(teacher_logits.argmax(1), batch.columns["labels"], attacked))
+        return taught(images, teacher_logits, mix(teacher_logits.argmax(1), batch.columns["labels"], attacked))
 
     def files(self) -> dict[str, dict[str, Any]]:
         """P for analysis, with what it takes to use it."""

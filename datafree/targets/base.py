@@ -1,7 +1,8 @@
 """The contract between the loop and what the student is taught.
 
-batch <- targets.prepare(batch)               once, as it enters the pool
-L_S   <- targets.loss(batch, student)         at every distillation step
+batch  <- targets.prepare(batch)               once, as it enters the pool
+lesson <- targets.lesson(batch)                of every batch that is drawn; serves ``--echo`` distillation steps
+L_S    <- targets.loss(lesson, student)        at every distillation step
 """
 
 from abc import ABC, abstractmethod
@@ -46,9 +47,13 @@ class Targets(ABC):
         """A batch as the pool takes it."""
         return batch
 
+    def lesson(self, batch: Batch) -> Batch:
+        """A batch as the pool gives it, with all of the loss that does not depend on the student."""
+        return batch
+
     @abstractmethod
-    def loss(self, batch: Batch, student: Classifier) -> Tensor:
-        """What the student minimises on a batch as the pool gives it."""
+    def loss(self, lesson: Batch, student: Classifier) -> Tensor:
+        """What the student minimises."""
 
     def files(self) -> dict[str, dict[str, Any]]:
         """What is left at the end, by name: tensors and plain values."""

@@ -11,7 +11,7 @@ from .base import Targets
 class Labels(Targets):
     """No knobs."""
 
-    def loss(self, batch: Batch, student: Classifier) -> Tensor:
-        L_ce = hard_loss(self.context.ask(student, batch.images), batch.columns["labels"])
+    def loss(self, lesson: Batch, student: Classifier) -> Tensor:
+        L_ce = hard_loss(self.context.ask(student, lesson.images), lesson.columns["labels"])
         self.context.report({"loss_ce": L_ce})
         return L_ce

@@ -37,9 +37,12 @@ class Soft(Targets):
             self.maps = {"teacher": StageMaps(context.teacher), "student": StageMaps(context.student)}
             self._check_maps()
 
-    def loss(self, batch: Batch, student: Classifier) -> Tensor:
-        student_logits, L_at = self.of_student(batch.images, student)
-        L_kd = self.distillation(self.answers(batch), student_logits)
+    def lesson(self, batch: Batch) -> Batch:
+        return Batch(batch.images, {TEACHER_LOGITS: self.answers(batch)})
+
+    def loss(self, lesson: Batch, student: Classifier) -> Tensor:
+        student_logits, L_at = self.of_student(lesson.images, student)
+        L_kd = self.distillation(lesson.columns[TEACHER_LOGITS], student_logits)
         self.context.report({"loss_kd": L_kd})
         return L_kd if L_at is None else L_kd + self.config.at * L_at
 

@@ -1,0 +1,65 @@
+"""Lessons of a round, and data echoing (Choi et al. 2019): a view, with the teacher's answer on it, serves some steps.
+
+Drawing, augmenting and asking the teacher are done once a view. Views of many batches are mixed, so that no two steps
+are on the same batch; teacher and student see the same crop, as function matching wants it (Beyer et al. 2022).
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..data.batch import Batch
+
+WINDOW_BYTES, LEAST_BATCHES = 2**28, 8  # of views that are mixed; chosen by us
+
+
+class Source(Protocol):
+    """Where batches come from: the pool, or a method that makes them anew."""
+
+    def batches(self, count: int, size: int) -> Iterator[Batch]: ...
+
+
+class Teaching(Protocol):
+    """What the student is taught about a batch: see ``datafree.targets``."""
+
+    def lesson(self, batch: Batch) -> Batch: ...
+
+    def loss(self, lesson: Batch, student: torch.nn.Module) -> Tensor: ...
+
+
+def lessons(
+    source: Source, targets: Teaching, steps: int, size: int, echo: int, rng: torch.Generator | None
+) -> Iterator[Batch]:
+    """What ``steps`` steps are on: ``steps / echo`` batches of the source, each image ``echo`` times.
+
+    Args:
+        source, targets: where batches come from, and what makes a lesson of one.
+        steps: how many lessons.
+        size: images of a lesson.
+        echo: how many lessons an image is in, with the same crop and answer; 1: batches as they come.
+        rng: mixes images; on their device; None where ``echo`` is 1.
+    """
+    fresh = -(-steps // echo)
+    ready = map(targets.lesson, source.batches(fresh, size))
+    if echo == 1:
+        yield from ready
+        return
+    first = next(ready)
+    most = max(LEAST_BATCHES, WINDOW_BYTES // (4 * first.images.numel()))
+    windows = -(-fresh // most)
+    counts = [fresh // windows + (at < fresh % windows) for at in range(windows)]
+    ready = itertools.chain([first], ready)
+    mixed = itertools.chain.from_iterable(echoes(list(itertools.islice(ready, n)), size, echo, rng) for n in counts)
+    yield from itertools.islice(mixed, steps)
+
+
+def echoes(window: list[Batch], size: int, echo: int, rng: torch.Generator) -> Iterator[Batch]:
+    """All images of some batches, ``echo`` times, each time in another order, ``size`` at once."""
+    images = torch.cat([batch.images for batch in window])
+    columns = {name: torch.cat([batch.columns[name] for batch in window]) for name in window[0].columns}
+    for _ in range(echo):
+        for rows in torch.randperm(len(images), generator=rng, device=images.device).split(size):
+            yield Batch(images[rows], {name: column[rows] for name, column in columns.items()})
