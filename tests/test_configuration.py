@@ -161,7 +161,7 @@ def test_a_preset_is_the_papers_where_papers_have_the_data_and_ours_elsewhere_un
         values = distillation(f"--dataset {dataset} {more}", method=method)
         return values.epochs, values.kd_steps, values.batch_size
 
-    published, ours = (420, 400, 256), (100, 150, 128)
+    published, ours = (420, 400, 256), (80, 150, 64)
     assert preset("cifar10") == preset("digits", more="--preset paper") == published
     assert preset("cifar10", more="--preset fast") == preset("imagefolder:x") == ours
     assert preset("imagefolder:x", more="--preset paper") == published
