@@ -6,6 +6,7 @@ from itertools import chain
 import pytest
 import torch
 from conftest import SIZE, small_context
+from programs import OF_RESNET8, at_epoch, few_digits, finished, json_of, run  # noqa: F401
 from test_student import Lesson
 
 from datafree.data.batch import TEACHER_LOGITS, Batch
@@ -14,6 +15,7 @@ from datafree.engine.echoing import lessons
 from datafree.engine.student import Student
 from datafree.targets import Attack, Hard, Soft
 from datafree.targets.hard import HARD_LABELS
+from scripts.kill_test import differences
 
 B = 6
 
@@ -108,3 +110,20 @@ def test_a_student_takes_all_its_steps():
     assert (costs["teacher_forward"], costs["student_forward"]) == (3 * B, 7 * B)
     assert student.scheduler.last_epoch == 7 and not torch.equal(made.context.student.network.fc.weight, before)
     assert len(made.context.read().series["loss_kd"]) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["--method aeahl_rg --synthesis_batch_size 8", "--method dafl"])
+def test_a_run_with_it_that_was_interrupted_ends_bit_identical(more, tmp_path, at_epoch):  # noqa: F811
+    flags = [*more.split(), "--echo", "3", "--epochs", "3", "--warmup", "0", "--kd_steps", "4", "--ep_steps", "8"]
+    flags += ["--batch_size", "8", "--ngf", "4", "--precision", "fp32", *OF_RESNET8]
+    finished([*flags, "--run_root", tmp_path / "whole"])
+    at_epoch(2)
+    assert run([*flags, "--run_root", tmp_path / "cut"])[0] == 143
+    (whole,), (cut,) = (tmp_path / "whole").iterdir(), (tmp_path / "cut").iterdir()
+    finished(["--resume", cut])
+    assert differences(whole, cut) == []
+    costs = json_of(whole / "summary.json")["costs"]["distillation"]
+    fresh = 3 * 2 * 2 * 8  # epochs, rounds, two batches for four steps, images
+    assert costs["student_forward"] == 2 * fresh
+    assert costs["teacher_forward"] == fresh or "dafl" in more
