@@ -248,7 +248,7 @@ FAST: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     (LIKE_FAST, "mnist", None, {"synthesis_batch_size": 256, "g_steps": 10, "ngf": 16}),
     ("noise", "mnist", None, {"noise": "normal", "T": 1.0}),
     ("nayer", "mnist", None, {"synthesis_batch_size": 250, "loops": 1, "warmup_loops": 2, "g_steps": 20, "ngf": 16}),
-    # Measured on CIFAR-10 (JPEG), resnet20 > resnet8: docs/speed.md.
+    # Measured on CIFAR-10 (JPEG), resnet20 > resnet8, for aeahl_rg alone: docs/speed.md.
     (POOLED, NATURAL, None, {"epochs": 80, "warmup": 1, "kd_steps": 150, "batch_size": 64, "lr": 0.2, "echo": 3}),
     (LIKE_FAST, NATURAL, None, {"synthesis_batch_size": 128, "ngf": 32, "oh": 1.5}),
     ("aeahl_rg", NATURAL, None, {"meta": "none"}),

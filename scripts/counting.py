@@ -32,6 +32,10 @@ class Counts:
     started: float
     saved: float
 
+    def each(self, times: int) -> "Counts":
+        """Of one of so many."""
+        return Counts(*(value / times for value in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class Line:

@@ -116,11 +116,16 @@ def counted_all(measures: Mapping[str, Measure], job: Job) -> dict[str, Counts]:
     """By name, weights and statistics of all networks not counted as saved."""
     context, method = job.context, job.method
     networks = [context.teacher, context.answering, context.student, method.generator, method.adapted]
-    return {name: counted(measure, [*networks, *job.targets.networks.values()]) for name, measure in measures.items()}
+    networks += job.targets.networks.values()
+    found = {name: counted(measure, networks) for name, measure in measures.items()}
+    return {name: counts.each(job.values.echo if name == "step" else 1) for name, counts in found.items()}
 
 
 def pieces(job: Job, images: int) -> dict[str, Measure]:
-    """What a run repeats, by name, on so many images; an iteration with its share of what is done once a round."""
+    """What a run repeats, by name, on so many images; an iteration with its share of what is done once a round.
+
+    "step" is as many steps as a lesson serves: --echo of them.
+    """
     context, method, student = job.context, job.method, job.student
     method.config = replace(method.config, synthesis_batch_size=images, g_steps=1)
     student.config = replace(student.config, batch_size=images)
@@ -134,7 +139,7 @@ def pieces(job: Job, images: int) -> dict[str, Measure]:
         "warmup": lambda: method.synthesize(True),
         "iteration": lambda: method.synthesize(False),
         "entry": lambda: job.targets.prepare(Batch(x)),  # into the pool, once a round
-        "step": lambda: student.learn(pool, job.targets, 1),
+        "step": lambda: student.learn(pool, job.targets, job.values.echo),
         "student asked": student_asked,
         "teacher asked": lambda: context.answers(x),
     }

@@ -64,6 +64,14 @@ def test_passes_by_network_and_direction_add_up_to_an_iteration_and_a_step(soft)
     assert counts["entry"].few == Counts(0, 0, 0, 0)
 
 
+def test_a_step_has_its_share_of_a_lesson_that_serves_several(soft, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    estimate, _, both = made("--echo", "4")
+    asked, step = estimate.counts["teacher asked"].few.flops, estimate.counts["step"].few
+    assert step.flops == asked / 4 + both["student to weights"].flops
+    assert step.saved == pytest.approx(soft[0].counts["step"].few.saved, rel=0.05)
+
+
 def test_each_memory_kept_for_the_way_back_counts_once_and_weights_not_at_all():
     network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
     found = counted(lambda: network(x).sum().backward(), [network])

@@ -13,14 +13,11 @@ from PIL import Image
 from programs import (  # noqa: F401 (few_digits: a fixture)
     FOLDER,
     QUICK,
-    SCRATCH_FOLDER,
-    TINY_SCRATCH,
     error_of,
     few_digits,
     finished,
     json_of,
     script,
-    tree,
 )
 
 import datafree

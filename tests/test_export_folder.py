@@ -11,15 +11,12 @@ import pytest
 import torch
 from conftest import CLASSES, small_classifier, user_error
 from programs import (  # noqa: F401 (few_digits: a fixture)
-    FOLDER,
-    QUICK,
     SCRATCH_FOLDER,
     TINY_SCRATCH,
     error_of,
     few_digits,
     finished,
     json_of,
-    script,
     tree,
 )
 from test_export import PROGRAM, need_onnx, quick, run, timm_vit  # noqa: F401 (run: a fixture)

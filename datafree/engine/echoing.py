@@ -1,7 +1,8 @@
 """Lessons of a round, and data echoing (Choi et al. 2019): a view, with the teacher's answer on it, serves some steps.
 
-Drawing, augmenting and asking the teacher are done once a view. Views of many batches are mixed, so that no two steps
-are on the same batch; teacher and student see the same crop, as function matching wants it (Beyer et al. 2022).
+Drawing, augmenting and asking the teacher are done once a view. Views of a round's batches are mixed, so that one
+comes back among others; teacher and student see the same crop, as function matching wants it (Beyer et al. 2022). A
+method without a pool makes them all before the first step on any.
 """
 
 import itertools

@@ -104,7 +104,8 @@ class Student:
     def learn(self, source: Source, targets: Teaching, steps: int) -> None:
         """That many steps."""
         self.classifier.train()
-        config, rng = self.config, self.context.streams["echo"] if self.config.echo > 1 else None
+        config = self.config
+        rng = self.context.streams["echo"] if config.echo > 1 else None
         for lesson in lessons(source, targets, steps, config.batch_size, config.echo, rng):
             loss = targets.loss(lesson, self.learning)
             self.optimizer.zero_grad()
