@@ -2,9 +2,10 @@
 
     python scripts/ablation.py "anew: --mode anew" "fixed: --mode reuse_fix ..." --name modes --seeds 0 1 2
 
-A setting is ``label: flags``; ``{seed}`` in the flags becomes the seed. Runs that are complete are kept, others go on
-where they stopped. Interrupted, it prints what has finished. Every run's folder is named beside the table. --dry_run
-prints the plan; --executor slurm makes it an array of Slurm.
+A setting is ``label: flags``. In the flags ``{seed}`` becomes the seed, and ``{LABEL}`` the folder of another setting's
+run with that seed, which is made before. Runs that are complete are kept, others go on where they stopped. Interrupted,
+it prints what has finished. Every run's folder is named beside the table. --dry_run prints the plan; --executor slurm
+makes it an array of Slurm.
 """
 
 import shlex
@@ -20,7 +21,7 @@ import pandas as pd
 from launching import Job, add_flags, folder_of, run_jobs, told
 from scipy import stats
 
-from datafree.cli.parser import Parser
+from datafree.cli.parser import Parser, number
 from datafree.cli.program import run_program
 from datafree.errors import UserError
 from datafree.reporting.plots import draw_groups
@@ -37,6 +38,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("settings", nargs="+", metavar="'LABEL: FLAGS'", help="flags of main.py; {seed} is filled in")
     parser.add_argument("--name", required=True, help="part of every run folder's name, and of table and plot")
     parser.add_argument("--title", default="", help="what this reproduces; printed above the table")
+    parser.add_argument(
+        "--marks",
+        type=number(float, 0),
+        nargs="+",
+        default=[90, 95],
+        metavar="%",
+        help="epochs to these are in the table",
+    )
     add_flags(parser, at_once=1)
     args = parser.parse_args(argv)
     planned = {
@@ -68,13 +77,28 @@ def split(settings: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def plan(planned: Mapping[Cell, str], args: Namespace) -> dict[Job, Cell]:
-    """The runs, in order, and whose they are; in ``planned`` the flags of each label and seed."""
-    jobs = {}
-    for (label, seed), flags in planned.items():
-        tag = f"{args.name}-{slug(label)}-s{seed}"
-        line = (*shlex.split(flags), "--seed", str(seed), "--tag", tag, "--run_root", str(args.run_root))
-        jobs[Job(tag, line, folder_of(line))] = label, seed
-    return jobs
+    """The runs, in order, and whose they are; in ``planned`` the flags of each label and seed.
+
+    Raises:
+        UserError: for flags that main.py refuses; where settings wait for each other.
+    """
+    jobs: dict[Cell, Job] = {}
+
+    def job(cell: Cell, waiting: tuple[Cell, ...] = ()) -> Job:
+        if cell not in jobs:
+            (label, seed), flags, after = cell, planned[cell], None
+            source = next((other for other in planned if other[1] == seed and f"{{{other[0]}}}" in flags), None)
+            if source in (cell, *waiting):
+                raise UserError(f"setting {label!r} waits for itself", "name the folder of another one")
+            if source:
+                before = job(source, (cell, *waiting))
+                flags, after = flags.replace(f"{{{source[0]}}}", str(before.folder)), before.name
+            tag = f"{args.name}-{slug(label)}-s{seed}"
+            line = (*shlex.split(flags), "--seed", str(seed), "--tag", tag, "--run_root", str(args.run_root))
+            jobs[cell] = Job(tag, line, folder_of(line), after)
+        return jobs[cell]
+
+    return {job(cell): cell for cell in planned}
 
 
 def run_all(jobs: Mapping[Job, Cell], args: Namespace, groups: Groups, keep_going: bool = False) -> dict[Cell, str]:
@@ -106,7 +130,7 @@ def report(groups: Groups, args: Namespace) -> None:
     """Prints the tables and where their numbers come from; writes both and the plot under the run root."""
     pairs, title = paired(groups), f"Last accuracy less that of {next(iter(groups))}, seed by seed"
     beside = [] if pairs.empty else ["", markdown(pairs, title)]
-    text = "\n".join([f"**{args.title or args.name}**", "", table(groups), *beside, "", *sources(groups)])
+    text = "\n".join([f"**{args.title or args.name}**", "", table(groups, args.marks), *beside, "", *sources(groups)])
     print(text)
     (args.run_root / f"{args.name}.md").write_text(text + "\n", encoding="utf-8")
     if any(groups.values()):
@@ -114,14 +138,14 @@ def report(groups: Groups, args: Namespace) -> None:
         print(f"table and plot: {args.run_root / args.name}.md, .png")
 
 
-def table(groups: Groups) -> str:
-    """Markdown: a row a setting; mean ± sample standard deviation over its n finished runs."""
+def table(groups: Groups, marks: Iterable[float]) -> str:
+    """Markdown: a row a setting; mean ± sample standard deviation over its n finished runs; epochs to ``marks`` (%)."""
     numbers = {"last %": "accuracy_last", "best %": "accuracy_best", "agreement %": "agreement"}
     rows = []
     for label, runs in groups.items():
         row = {"setting": label, "n": len(runs)}
         row |= {header: mean_and_std([run.summary[key] for run in runs]) for header, key in numbers.items()}
-        row |= {f"epochs to {goal} %": mean_and_std([run.epochs_to(goal) for run in runs]) for goal in (90, 95)}
+        row |= {f"epochs to {mark:g} %": mean_and_std([run.epochs_to(mark) for run in runs]) for mark in marks}
         rows.append(row | {"seconds": mean_and_std([run.summary["seconds_total"] for run in runs])})
     return markdown(pd.DataFrame(rows))
 

@@ -12,7 +12,7 @@ prepare requirements.txt
 
 dataset=${DATASET:-digits} teacher=${TEACHER:-resnet20} student=${STUDENT:-resnet8}
 seeds=${SEEDS:-0 1 2} flags=${FLAGS:-}
-name=${NAME:-hard-loss-$dataset-$teacher-$student}
+name=${NAME:-hard-loss-${dataset##*/}-${teacher##*/}-$student}
 task="--mode anew --dataset $dataset --teacher $teacher --student $student $flags"
 settings=(
     "no hard loss: $task"
@@ -27,5 +27,5 @@ for what in ${SWEEP-beta pa bound}; do
         *) echo "error: SWEEP=$what; say beta, pa, bound or nothing" >&2; exit 2 ;;
     esac
 done
-python scripts/ablation.py --name "$name" --seeds $seeds \
+python scripts/ablation.py --name "${name//[^A-Za-z0-9._=-]/_}" --seeds $seeds \
     --title "Hard loss: $teacher > $student on $dataset" "${settings[@]}" "$@"

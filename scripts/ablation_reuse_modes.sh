@@ -3,7 +3,7 @@
 # from what the same first task left.
 #   DATASET TEACHER STUDENT      the task                         (digits wrn16_1 resnet8)
 #   FIRST_DATASET FIRST_TEACHER  the task that leaves the networks (DATASET resnet20)
-#   SEEDS FLAGS                  "0 1 2", flags for every run
+#   SEEDS FLAGS FIRST_FLAGS      "0 1 2", flags for every run, others for the first task (FLAGS)
 # Flags go to scripts/ablation.py (--jobs 2, --executor slurm, --dry_run): see its --help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,23 +12,15 @@ prepare requirements.txt
 
 dataset=${DATASET:-digits} teacher=${TEACHER:-wrn16_1} student=${STUDENT:-resnet8}
 first_dataset=${FIRST_DATASET:-$dataset} first_teacher=${FIRST_TEACHER:-resnet20}
-seeds=${SEEDS:-0 1 2} flags=${FLAGS:-} root=run before=
-for word in "$@"; do
-    case $before in --run_root) root=$word ;; esac
-    case $word in --run_root=*) root=${word#*=} ;; esac
-    before=$word
-done
-name=modes-$first_dataset-$first_teacher-to-$dataset-$teacher-$student
-first="$root/anew-$first_dataset-$first_teacher-$student-$name-first-first_task-s{seed}"
+seeds=${SEEDS:-0 1 2} flags=${FLAGS:-} first_flags=${FIRST_FLAGS-${FLAGS:-}}
+name=${NAME:-modes-${first_dataset##*/}-${first_teacher##*/}-to-${dataset##*/}-${teacher##*/}-$student}
 task="--dataset $dataset --teacher $teacher --student $student $flags"
-reuse="--reuse_generator_path $first/gan_reuse.pth --reuse_decoder_path $first/decoder.pth"
+reuse="--reuse_generator_path {first task}/gan_reuse.pth --reuse_decoder_path {first task}/decoder.pth"
 
-python scripts/ablation.py --name "$name-first" --seeds $seeds \
-    --title "the first task: $first_teacher > $student on $first_dataset" \
-    "first_task: --mode anew --dataset $first_dataset --teacher $first_teacher --student $student $flags" "$@"
-python scripts/ablation.py --name "$name" --seeds $seeds \
+python scripts/ablation.py --name "${name//[^A-Za-z0-9._=-]/_}" --seeds $seeds \
     --title "Reuse modes: $teacher > $student on $dataset, reusing $first_teacher > $student on $first_dataset" \
     "anew: --mode anew $task" \
     "reuse_common: --mode reuse_common $task $reuse" \
     "reuse_finetune: --mode reuse_finetune $task $reuse" \
-    "reuse_fix: --mode reuse_fix $task $reuse" "$@"
+    "reuse_fix: --mode reuse_fix $task $reuse" \
+    "first task: --mode anew --dataset $first_dataset --teacher $first_teacher --student $student $first_flags" "$@"

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from argparse import Namespace
 from dataclasses import replace
 
 import pandas as pd
@@ -97,6 +98,21 @@ def test_settings_are_compared_with_the_first_seed_by_seed(run):
     told = {"n": 3, "difference": "+2.00", "95 % interval": f"{low:+.2f} to {high:+.2f}", "above": "3 of 3"}
     assert ablation.paired(groups).to_dict("records") == [{"setting": "hl"} | told]
     assert ablation.paired({"none": groups["none"]}).empty
+
+
+def test_a_setting_waits_for_the_run_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ablation = script("ablation")
+    args = Namespace(name="n", run_root=tmp_path)
+    files = "--reuse_generator_path {first task}/gan_reuse.pth --reuse_decoder_path {first task}/decoder.pth"
+    planned = {("reuse", 4): f"--mode reuse_fix {files}", ("first task", 3): "", ("first task", 4): "--mode anew"}
+    first, *_ = jobs = ablation.plan(planned, args)
+    by_cell = {cell: job for job, cell in jobs.items()}
+    source = by_cell["first task", 4]
+    assert first.after == source.name and source.after is by_cell["first task", 3].after is None
+    assert first.flags[first.flags.index("--reuse_decoder_path") + 1] == str(source.folder / "decoder.pth")
+    with user_error("waits for itself"):
+        ablation.plan({("a", 0): "--data_root {b}", ("b", 0): "--data_root {a}"}, args)
 
 
 def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatch, capsys):
