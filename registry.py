@@ -104,7 +104,7 @@ DATASETS = Registry("data set")
 # CMI, Fast-Datafree and the paper's code were trained with, those of mnist what the teachers of DAFL and DFAD were
 # (its own), those of imagenet are torchvision's; 0.5 of the digits was chosen by us.
 HALF = (0.5, 0.5, 0.5)
-MNIST_MEAN, MNIST_STD = (0.1307,) * 3, (0.3081,) * 3
+MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)  # grey
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)

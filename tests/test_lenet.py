@@ -8,6 +8,7 @@ from conftest import FP32, logits_and_features
 import registry
 from datafree.engine.frozen import folded
 from datafree.engine.probe import fitted
+from datafree.models.generator import NormalisedNetwork
 from datafree.models.lenet import LeNet5
 from datafree.models.names import InputFormat
 from registry import DATASETS, MODELS
@@ -75,6 +76,16 @@ def test_it_reads_grey_images_of_32_pixels_whatever_the_data_are(name, data):
     x = torch.rand(3, *spec.shape)
     assert classifier(x).shape == (3, spec.num_classes)
     assert len(classifier.norm_layers) == (3 if name == "lenet5_bn" else 0)
+
+
+def test_it_sees_normalised_images_of_mnist_with_mean_0_and_deviation_1():
+    """Not those of three colours that average out on their way to grey."""
+    spec, seen = DATASETS["mnist"], []
+    classifier = registry.classifier("lenet5", spec).eval()
+    classifier.network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    generator = NormalisedNetwork(8, 8, spec.img_size, spec.shape[0], mean=spec.mean, std=spec.std).train()
+    classifier(generator(torch.randn(64, 8)))
+    assert seen[0].mean().abs() < 1e-3 and abs(seen[0].std() - 1) < 1e-2
 
 
 def test_another_number_of_channels_is_built_where_it_is_asked_for():

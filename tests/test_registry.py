@@ -15,7 +15,7 @@ HALF, HALVES = (0.5, 0.5, 0.5), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 FACTS = {  # classes, size, whether mirrored; mean and standard deviation that the published teachers were trained with
     "digits": (10, (32, 32), False, *HALVES),
     "digits100": (100, (32, 32), False, *HALVES),
-    "mnist": (10, (32, 32), False, (0.1307,) * 3, (0.3081,) * 3),
+    "mnist": (10, (32, 32), False, (0.1307,), (0.3081,)),
     "svhn": (10, (32, 32), False, *HALVES),
     "cifar10": (10, (32, 32), True, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": (100, (32, 32), True, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),

@@ -27,10 +27,9 @@ Read = Callable[[Path, bool, bool], tuple[Tensor, Tensor]]  # (root, train, down
 
 
 def _read_mnist(root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
-    """Black margins make the images 32x32 as in LeCun et al. (1998), grey in 3 channels."""
+    """Black margins make the images 32x32 as in LeCun et al. (1998)."""
     mnist = datasets.MNIST(root, train, download=download)
-    images = F.pad(mnist.data, (2, 2, 2, 2)).unsqueeze(1)  # (N, 28, 28) -> (N, 1, 32, 32)
-    return images.repeat(1, 3, 1, 1), mnist.targets
+    return F.pad(mnist.data, (2, 2, 2, 2)).unsqueeze(1), mnist.targets  # (N, 28, 28) -> (N, 1, 32, 32)
 
 
 def _read_svhn(root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
