@@ -14,7 +14,7 @@ from . import processes
 from .cli.flags import LengthConfig
 from .configuration import plain
 from .data.augmentation import Augmentation, to_levels
-from .data.batch import Batch
+from .data.batch import Batch, Rows
 from .data.placement import choose_placement
 from .data.pool import ImagePool, bytes_per_image, image_column
 from .data.specs import DatasetSpec, Images, TensorImages
@@ -26,6 +26,7 @@ from .engine.evaluation import Evaluation, Score
 from .engine.frozen import folded, frozen
 from .engine.probe import fitted
 from .engine.randomness import Streams
+from .engine.recording import CudaGraph, Graph, obstacle_to_recording
 from .engine.student import Source, Student
 from .errors import UserError
 from .methods.base import Method
@@ -46,11 +47,15 @@ class Fresh:
     method: Method
     costs: Costs
 
-    def batches(self, count: int, size: int) -> Iterator[Batch]:
+    def drawn(self, count: int, size: int) -> Iterator[Rows]:
         """As the method gives them."""
         for batch in self.method.batches(count, size):
             self.costs.made(len(batch))
-            yield batch
+            yield batch.rows
+
+    def made(self, drawn: Rows) -> Batch:
+        """The batch itself."""
+        return Batch.of(drawn)
 
 
 @dataclass
@@ -157,16 +162,27 @@ def prepare(
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
         asked=frozenset(asked),
     )
-    learner = Student(context, Student.Config.of(values).share(), length.steps)
+    new_graph, about_steps = graphs(values, compute)
+    learner = Student(context, Student.Config.of(values).share(), length.steps, new_graph)
     maker = method(context, method.Config.of(values).share())
     aims = targets(context, targets.Config.of(values))
     pool = make_pool(values, maker, aims, context, length) if maker.pooled else None
-    compiling = Compiling.chosen(compute, values.compile, values.no_compile)
-    if compiling.on:
-        busy = {f"network {i} of the method": network for i, network in enumerate(maker.busy)}
-        teachers = {"teacher": context.teacher, "teacher's copy": answering}
-        compiling.compile({**teachers, "student": student, **busy, **aims.networks})
-    return Job(values, length, context, maker, aims, learner, pool, compiling, loaded, [*remarks, *maker.remarks])
+    compiling = Compiling.chosen(compute, values.compile, values.no_compile, values.step == "compiled")
+    busy = {f"network {i} of the method": network for i, network in enumerate(maker.busy)}
+    networks = {"teacher": context.teacher, "teacher's copy": answering, "student": student, **busy, **aims.networks}
+    compiling.compile(networks, learner.objective)
+    remarks = [*remarks, *about_steps, *maker.remarks]
+    return Job(values, length, context, maker, aims, learner, pool, compiling, loaded, remarks)
+
+
+def graphs(values: Namespace, compute: Compute) -> tuple[Callable[[], Graph] | None, list[str]]:
+    """What makes graphs to record steps in, where that was asked for and can be; and lines about it for the log."""
+    if values.step != "graph":
+        return None, []
+    obstacle = obstacle_to_recording(compute)
+    if obstacle:
+        return None, [f"warning: --step graph: steps are not recorded: {obstacle}"]
+    return partial(CudaGraph, compute.device), ["warning: --step graph is untested: it was never run on a GPU"]
 
 
 def prepare_planned(

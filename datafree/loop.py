@@ -114,7 +114,7 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
     config = {**config, TEACHER_CHECKSUM: job.teacher_checksum}
     with opened(path, job.values, config, remarks, job.parts, compute, job.pool) as run:
         if run is not None:
-            job.compiling.say = run.folder.log
+            job.compiling.say = job.student.say = run.folder.log
             if run.progress.epoch == 0:
                 run.progress.planning_seconds = job.planning_seconds
             found = job.teacher_checksum, None if images is None else len(images)

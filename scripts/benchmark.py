@@ -62,6 +62,7 @@ FLAGS = {  # of main.py, with what they are here unless given; chosen by us to f
     "ngf": 64,
     "device": "auto",
     "precision": "auto",
+    "step": "eager",
 }
 SWITCHES = ("hl", "compile", "no_compile")
 
@@ -133,11 +134,12 @@ def measured(
         measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
     job, said = prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute), []
     job.targets.observed = True  # of the attack: P as it began will do
-    job.compiling.say = said.append
+    job.compiling.say = job.student.say = said.append
     with RunFolder(folder) as opened:
         hot = hot_path(job, opened)
         times = timed(measures | hot, repeats, compute.device)
         memory = device.peak_memory_mb(compute.device)
+        job.student.new_graph = None  # in a graph that is replayed there are no operations to count
         started = {name: operations(hot[name]) for name in ("kd", "synth")}
         counts = {name: flops(hot[name]) for name in started}
     rate = matmul_rate(compute, SMALL_MATRICES if small else None)
@@ -145,7 +147,7 @@ def measured(
     counts["kd"] /= values.kd_steps
     return {
         "batch_size": values.batch_size,
-        "networks": str(job.compiling).removeprefix("; ") or "networks eager",
+        "networks": (str(job.compiling).removeprefix("; ") or "networks eager") + ", steps recorded" * recorded(job),
         "remarks": said,
         "seconds": {name: {"median": t.median, "spread": t.spread, "all": t.seconds} for name, t in times.items()},
         "ratios": ratios(times),
@@ -161,6 +163,11 @@ def measured(
         "peak_memory_mb": memory,
         "pool_bytes_per_image": job.pool.bytes_per_image,
     }
+
+
+def recorded(job: Job) -> bool:
+    """Whether its distillation steps were, as far as any was made."""
+    return any(recording.recorded for recording in job.student.recordings)
 
 
 def beside(

@@ -144,7 +144,7 @@ def tests(task: Task) -> None:
     task.keep(status=int(pytest.main(line, plugins=[Reports(task)])))
 
 
-def benchmark(task: Task, teacher: str, student: str, compiled: bool) -> None:
+def benchmark(task: Task, teacher: str, student: str, compiled: bool, step: str = "eager") -> None:
     """A pair of networks by benchmark.py; eager ones also against a floor without TF32, where there is a GPU."""
     import benchmark as program
 
@@ -153,7 +153,7 @@ def benchmark(task: Task, teacher: str, student: str, compiled: bool) -> None:
     from datafree.engine import device
 
     line = [*(SMALL_BENCHMARK if task.small else BENCHMARK), "--teacher", teacher, "--student", student]
-    line += ["--device", "cpu" if task.small else "cuda", *([] if compiled else ["--no_compile"])]
+    line += ["--device", "cpu" if task.small else "cuda", *([] if compiled else ["--no_compile"]), "--step", step]
     program.TEST_IMAGES = 16 if task.small else WHOLE_BATCHES
     options = program.parsed(line)
     values = program.flags_of_main(options, options.batch_size)
@@ -162,7 +162,7 @@ def benchmark(task: Task, teacher: str, student: str, compiled: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = program.measured(values, spec, compute, options.repeats, Path(folder) / "1", task.small)
     task.keep(**found, g_steps=values.g_steps)
-    if not (task.small or compiled):
+    if not (task.small or compiled or step != "eager"):
         fp32 = device.choose(values.device, "fp32")
         networks = (program.random_classifier(name, spec).network for name in (teacher, student))
         floor = program.floors(*networks, values, spec.shape, fp32.device)["floor_kd"]
@@ -216,6 +216,7 @@ PARTS = [  # what says most comes first
     Part("machine", machine, 5, 60),
     Part("tests", tests, 15, 180),
     Part("wrn", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=False), 20, 75),
+    Part("wrn_graph", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=False, step="graph"), 20, 75),
     Part("resnet", partial(benchmark, teacher=RESNET[0], student=RESNET[1], compiled=False), 20, 75),
     Part("wrn_compiled", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=True), 40, 200),
     Part("run", run, 40, 200),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 EPOCHS, STEPS, ITERATIONS, TEST_IMAGES = 420, 400, 10, 10_000  # of a run on CIFAR; ITERATIONS once an epoch
-BENCHMARKS = ("wrn", "wrn_compiled", "resnet", "resnet_compiled", "small")  # parts
+BENCHMARKS = ("wrn", "wrn_graph", "wrn_compiled", "resnet", "resnet_compiled", "small")  # parts
 Found = Mapping[str, Any]
 
 
@@ -50,7 +50,7 @@ class Target:
 TARGETS = (
     Target(
         "wrn40_2 > wrn16_1: a distillation step over its eager fp32 floor",
-        ("wrn", "wrn_compiled"),
+        ("wrn", "wrn_graph", "wrn_compiled"),
         *("ratios", "kd/floor_kd", 0.25),
     ),
     Target(

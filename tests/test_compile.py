@@ -8,9 +8,10 @@ from functools import partialmethod
 
 import pytest
 import torch
-from conftest import CPU, FP32, ROOT, small_classifier
+from conftest import CPU, FP32, ROOT, small_classifier, state_of
 from programs import QUICK
 from test_aeahl_rg import context_of
+from test_recording import STEPS, Rounds
 from torch import nn
 
 from datafree.engine import compiling
@@ -60,6 +61,77 @@ def test_a_compiled_round_of_synthesis_is_the_eager_one_hooks_included(traced):
         terms, others = eager.context.read().means(), compiled.context.read().means()
         assert others == pytest.approx(terms, rel=1e-3, abs=1e-5) and terms["loss_bn"] > 0 > terms["loss_adv"]
         torch.testing.assert_close(found.images, expected.images, rtol=1e-2, atol=1e-2)
+
+
+def learnt(form, compiled, networks=False):
+    """What ten steps of a student reported, its weights, what they cost, and in how many pieces they were compiled."""
+    rounds = Rounds(form, recorded=False)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    if compiled:
+        compiling = Compiling(networks, step=True)
+        compiling.compile({"student": rounds.context.student}, rounds.student.objective)
+    said = [rounds.learn(steps) for steps in STEPS]
+    pieces = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return said, state_of(rounds.student.classifier), rounds.context.costs.take(), pieces
+
+
+def assert_learns_the_same(form, **how):
+    found, weights, costs, pieces = learnt(form, True, **how)
+    expected, eager, eager_costs, _ = learnt(form, False, **how)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == {name: pytest.approx(values, rel=1e-3, abs=1e-5) for name, values in theirs.items()}
+    torch.testing.assert_close(weights, eager, rtol=1e-3, atol=1e-5)
+    assert costs == eager_costs
+    return pieces
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "networks", "pieces"),
+    [
+        ("soft", False, 1),
+        ("hard", True, 1),
+        ("echo", False, 1),
+        ("adam, clipped", False, 1),
+        ("attention", True, 2),  # nothing had been looked at before the first step
+        ("attack", False, 6),  # around the choice of who is attacked
+    ],
+)
+def test_a_step_compiled_as_one_learns_what_eager_ones_do_networks_compiled_beside_it_or_not(
+    form, networks, pieces, traced
+):
+    assert assert_learns_the_same(form, networks=networks) <= pieces
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(obstacle_on(CPU)), reason=f"nothing compiles here: {obstacle_on(CPU)}")
+def test_a_step_of_compiled_code_learns_what_eager_ones_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert assert_learns_the_same("hard") == 1
+
+
+@pytest.mark.slow
+def test_a_step_that_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(monkeypatch):
+    said, rounds, eager = [], Rounds(recorded=False), Rounds(recorded=False)
+    breaking(monkeypatch, 0)
+    compiling = Compiling(False, step=True)
+    compiling.say = said.append
+    compiling.compile({"student": rounds.context.student}, rounds.student.objective)
+    for steps in (2, 1):
+        assert rounds.learn(steps) == eager.learn(steps)
+    torch._dynamo.reset()
+    (line,) = said
+    assert line.startswith("warning: networks not compiled") and line.endswith(": ld: cannot find -lgomp")
+
+
+def test_a_step_is_compiled_only_where_asked(tools):
+    asked = [Compiling.chosen(on, False, True, step) for on in (FP32, GPU) for step in (False, True)]
+    assert [each.step for each in asked] == [False, True, False, True] and not any(each.on for each in asked)
+    assert str(asked[1]) == "; distillation steps compiled"
+    assert str(Compiling.chosen(GPU, False, False, True)) == "; networks compiled; distillation steps compiled"
+    (tools / "g++").unlink()
+    assert str(Compiling.chosen(FP32, False, False, True)).startswith("; networks not compiled: no C++ compiler")
 
 
 def test_networks_are_compiled_where_asked_and_on_a_gpu_unless_refused(tools):

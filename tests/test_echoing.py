@@ -24,24 +24,33 @@ B = 6
 class Numbered:
     """Batches of images that are numbers 0, 1, 2, ..., and lessons that know how often they were asked for."""
 
-    drawn: int = 0
+    given: int = 0
     asked: list[int] = field(default_factory=list)
 
-    def batches(self, count, size):
+    def drawn(self, count, size):
         for _ in range(count):
-            numbers = torch.arange(self.drawn, self.drawn + size).float()
-            self.drawn += size
-            yield Batch(numbers.view(-1, 1, 1, 1), {"number": numbers})
+            numbers = torch.arange(self.given, self.given + size).float()
+            self.given += size
+            yield {"images": numbers.view(-1, 1, 1, 1), "number": numbers}
+
+    def made(self, drawn):
+        return Batch.of(drawn)
 
     def lesson(self, batch):
         self.asked.append(len(batch))
         return Batch(batch.images, batch.columns | {"answer": 2 * batch.columns["number"]})
 
 
+def all_of(*how):
+    """The lessons."""
+    drawn, make = lessons(*how)
+    return [make(rows) for rows in drawn]
+
+
 def numbers_of(steps, echo, size=B):
     """Of each lesson, and what was asked for."""
     source = Numbered()
-    given = list(lessons(source, source, steps, size, echo, torch.Generator().manual_seed(0)))
+    given = all_of(source, source, steps, size, echo, torch.Generator().manual_seed(0))
     for lesson in given:
         assert torch.equal(lesson.images.flatten(), lesson.columns["number"])
         assert torch.equal(lesson.columns["answer"], 2 * lesson.columns["number"])
@@ -50,7 +59,7 @@ def numbers_of(steps, echo, size=B):
 
 def test_without_echo_batches_come_as_they_are_and_nothing_is_drawn_for_their_order():
     source = Numbered()
-    assert [x.columns["number"][0] for x in lessons(source, source, 3, B, 1, None)] == [0, B, 2 * B]
+    assert [x.columns["number"][0] for x in all_of(source, source, 3, B, 1, None)] == [0, B, 2 * B]
     student = Lesson().student
     assert student.config.echo == 1 and "echo" not in student.context.streams.state_dict()
 
@@ -62,7 +71,7 @@ def test_every_image_is_in_as_many_lessons_as_asked_and_in_none_twice(monkeypatc
     monkeypatch.setattr(echoing, "WINDOW_BYTES", 0)
     given, source = numbers_of(steps, echo)
     fresh = -(-steps // echo)
-    assert len(given) == steps and source.asked == fresh * [B] and source.drawn == fresh * B
+    assert len(given) == steps and source.asked == fresh * [B] and source.given == fresh * B
     assert all(len(set(lesson)) == B for lesson in given)
     if fresh * echo == steps:
         counts = torch.tensor(given).flatten().bincount()
@@ -80,7 +89,7 @@ def test_windows_are_of_one_size_or_nearly(monkeypatch):
 
 def test_steps_that_are_no_multiple_end_where_they_should():
     given, source = numbers_of(steps=7, echo=3)
-    assert len(given) == 7 and source.drawn == 3 * B
+    assert len(given) == 7 and source.given == 3 * B
 
 
 @pytest.mark.parametrize("targets", [Soft, Hard, Attack])
@@ -91,7 +100,7 @@ def test_a_lesson_has_the_teachers_answer_on_the_very_crop_and_the_teacher_is_as
         aims.observed = True
     made = Lesson(context=context)
     context.costs.take()
-    given = list(lessons(made.pool, aims, 8, B, 4, context.streams["echo"]))
+    given = all_of(made.pool, aims, 8, B, 4, context.streams["echo"])
     twins = 2 if targets is Attack else 1  # are asked about, too
     assert context.costs.take()["teacher_forward"] == twins * 2 * B
     for lesson in given:

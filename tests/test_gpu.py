@@ -234,6 +234,57 @@ def test_a_run_on_the_second_gpu_takes_nothing_of_the_first(tmp_path):
     assert torch.cuda.max_memory_allocated(1) > 0
 
 
+# Recorded steps
+
+
+@pytest.mark.parametrize("no_compile", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
+@pytest.mark.parametrize("what", ["soft", "attack", "attack at every step"])
+def test_steps_recorded_as_a_graph_learn_what_eager_ones_do_and_do_not_synchronise(
+    what, precision, tolerance, no_compile, tmp_path
+):
+    """Tolerances are relative to the largest value; chosen by us."""
+    how = {"no_compile": no_compile} | FLAGS[what]
+    jobs = [prepared(how | {"step": step}, choose("cuda", precision), tmp_path) for step in ("eager", "graph")]
+    said, (eager, recorded) = [], jobs
+    recorded.student.say = said.append
+    for number in range(4):
+        a_round(eager)
+        torch.cuda.set_sync_debug_mode("error" if number == 3 else "default")  # all is recorded by then
+        try:
+            a_round(recorded)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    (recording,) = recorded.student.recordings
+    assert said == [] and recording.recorded
+    assert recorded.context.costs.take() == eager.context.costs.take()
+    found, expected = (job.context.read().series for job in (recorded, eager))
+    assert found.keys() == expected.keys() and len(found["loss_kd"]) == len(expected["loss_kd"]) == 8
+    streams = [job.context.streams.state_dict() for job in (recorded, eager)]
+    assert all(torch.equal(streams[0][name], streams[1][name]) for name in streams[1])
+    states = [job.student.classifier.state_dict() for job in (recorded, eager)]
+    for name, value in states[1].items():
+        error = (states[0][name] - value).abs().max() / value.abs().max()
+        assert error < tolerance, (name, error.item())
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_a_step_that_reads_a_number_goes_on_as_it_is_and_draws_what_an_eager_one_draws(tmp_path, monkeypatch):
+    how = {"no_compile": True} | FLAGS["attack"]
+    jobs = [prepared(how | {"step": step}, choose("cuda", "fp32"), tmp_path) for step in ("eager", "graph")]
+    said = []
+    jobs[1].student.say = said.append
+    for job in jobs:
+        loss = job.targets.loss
+        job.targets.loss = lambda *given, loss=loss: loss(*given) * (1.0 if loss(*given).item() < 1e9 else 0.0)
+        for _ in range(3):
+            a_round(job)
+    assert len(said) == 1 and "steps are not recorded" in said[0]
+    streams = [job.context.streams.state_dict() for job in jobs]
+    assert all(torch.equal(streams[0][name], streams[1][name]) for name in streams[0])
+
+
 # Compiled networks
 
 

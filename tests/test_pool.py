@@ -96,7 +96,11 @@ def test_indices_are_drawn_on_the_device_of_their_stream(monkeypatch):
     class OnGpu:
         device = torch.device("cuda")
 
-    pool, devices = make_pool(5, augmentation=lambda images, rng: images), []
+    class Uncropped(Augmentation):
+        def draw(self, count, generator):
+            return torch.empty(0), torch.empty(0)
+
+    pool, devices = make_pool(5, augmentation=Uncropped(padding=0)), []
     pool.add(numbered(0, 5))
     pool.draws = OnGpu()
     monkeypatch.setattr(torch, "randint", lambda *_, device, **__: devices.append(device) or torch.zeros(3).long())

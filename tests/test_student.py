@@ -149,8 +149,10 @@ def test_a_first_step_of_each_optimiser_with_and_without_a_limit_to_the_gradient
     before = copy.deepcopy(context.student).train()
 
     class Once:
-        def batches(self, count, size):
-            yield Batch(x)
+        made = staticmethod(Batch.of)
+
+        def drawn(self, count, size):
+            yield {"images": x}
 
     targets = Soft(context, Soft.Config(T=TAU))
     weights = list(before.parameters())

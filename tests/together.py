@@ -173,11 +173,13 @@ def overflow():
 class Given:
     """Batches that are known."""
 
+    made = staticmethod(Batch.of)
+
     def __init__(self, images):
         self.images = images
 
-    def batches(self, count, size):
-        return (Batch(x) for x in self.images.split(size))
+    def drawn(self, count, size):
+        return ({"images": x} for x in self.images.split(size))
 
 
 def distillation():

@@ -179,6 +179,11 @@ class DistillationMachineConfig(MachineConfig):
 
     compile: bool = knob(False, "torch.compile the networks, on a GPU done anyway: slow start, faster steps")
     no_compile: bool = knob(False, "eager networks on a GPU, too")
+    step: str = knob(
+        "eager",
+        "compiled: torch.compile a distillation step as one; graph: record it as a CUDA graph, on an NVIDIA GPU",
+        choices=("eager", "compiled", "graph"),
+    )
     download: bool = knob(False, "fetch the data set, for evaluation alone, where it is absent", free=True)
 
     def check(self) -> None:

@@ -41,11 +41,19 @@ def random_crop_flip(x: Tensor, generator: torch.Generator, padding: int = 4, fl
         padding: largest shift in pixels; 0 leaves the position alone.
         flip: whether samples are mirrored left to right with probability 1/2.
     """
-    B, _, H, W = x.shape
-    down, right = torch.randint(-padding, padding + 1, (2, B, 1), generator=generator, device=x.device)
-    mirrored = torch.rand(B, 1, generator=generator, device=x.device) < 0.5
-    if padding == 0 and not flip:
-        return x
+    shifts, mirrored = draw_crops(len(x), generator, padding, x.device)
+    return x if padding == 0 and not flip else crop_flip(x, shifts, mirrored, flip)
+
+
+def draw_crops(count: int, generator: torch.Generator, padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All that chance decides of so many crops: shifts down and right (2, B, 1), and which are mirrored (B, 1)."""
+    shifts = torch.randint(-padding, padding + 1, (2, count, 1), generator=generator, device=device)
+    return shifts, torch.rand(count, 1, generator=generator, device=device) < 0.5
+
+
+def crop_flip(x: Tensor, shifts: Tensor, mirrored: Tensor, flip: bool) -> Tensor:
+    """Images (B, C, H, W) shifted and, where ``flip``, mirrored as :func:`draw_crops` says."""
+    (_, _, H, W), (down, right) = x.shape, shifts
     i, j = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
     there, back = (i + down, j + right), (i - down, j - right)
     if flip:  # output j reads column right + W-1-j, so column j is read by output right + W-1-j
@@ -131,6 +139,14 @@ class Augmentation:
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """(B, C, H, W) -> same shape and type."""
         return random_crop_flip(x, generator, self.padding, self.flip)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What chance decides, for :meth:`cut`; as much is drawn as by a call."""
+        return draw_crops(count, generator, self.padding, generator.device)
+
+    def cut(self, x: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+        """As a call does, with nothing left to chance."""
+        return x if self.padding == 0 and not self.flip else crop_flip(x, shifts, mirrored, self.flip)
 
 
 def to_pixels(images: Tensor) -> Tensor:

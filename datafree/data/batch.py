@@ -7,6 +7,7 @@ from torch import Tensor
 
 TEACHER_LOGITS = "teacher_logits"  # a column (B, classes) that spares the targets a forward pass of the teacher
 Column = tuple[tuple[int, ...], torch.dtype]  # what the pool keeps of an image: shape and type
+Rows = dict[str, Tensor]  # of a batch that is not made yet: all that it is made of, by name
 
 
 @dataclass(frozen=True)
@@ -23,3 +24,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def rows(self) -> Rows:
+        """The same as tensors by name."""
+        return {"images": self.images} | self.columns
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Batch":
+        """What :attr:`rows` gave."""
+        return cls(rows["images"], {name: values for name, values in rows.items() if name != "images"})

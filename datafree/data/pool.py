@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from .augmentation import Augmentation, to_levels, to_pixels
-from .batch import Batch, Column
+from .batch import Batch, Column, Rows
 from .placement import Placement
 from .specs import Shape
+
+CROP = ("crop: shifts", "crop: mirrored")  # beside the columns, of a batch that is drawn and not cropped yet
 
 
 def bytes_per_image(columns: Mapping[str, Column]) -> int:
@@ -72,20 +74,25 @@ class ImagePool:
 
     def batches(self, count: int, size: int) -> Iterator[Batch]:
         """``count`` batches of ``size`` images, uniformly with replacement, augmented; read one ahead of their use."""
+        return map(self.made, self.drawn(count, size))
+
+    def drawn(self, count: int, size: int) -> Iterator[Rows]:
+        """Of so many batches all that chance decides: rows, images as levels, and how these are cropped."""
         upcoming = self._request(size)
         for left in reversed(range(count)):
             rows = upcoming()
             upcoming = self._request(size) if left else None
-            yield self._augmented(rows)
+            yield rows | dict(zip(CROP, self.augmentation.draw(size, self.crops), strict=True))
 
-    def _augmented(self, rows: dict[str, Tensor]) -> Batch:
+    def made(self, drawn: Rows) -> Batch:
+        """The batch that :meth:`drawn` has drawn."""
+        rows = {name: values for name, values in drawn.items() if name not in CROP}
         images = [name for name in rows if self._holds_images(name)]
         levels = torch.cat([rows[name] for name in images], 1) if len(images) > 1 else rows["images"]
-        cropped = to_pixels(self.augmentation(levels, self.crops)).split(rows["images"].shape[1], 1)
-        columns = rows | dict(zip(images, cropped, strict=True))
-        return Batch(columns.pop("images"), columns)
+        cropped = to_pixels(self.augmentation.cut(levels, *(drawn[name] for name in CROP)))
+        return Batch.of(rows | dict(zip(images, cropped.split(rows["images"].shape[1], 1), strict=True)))
 
-    def _request(self, size: int) -> Callable[[], dict[str, Tensor]]:
+    def _request(self, size: int) -> Callable[[], Rows]:
         """Draws now and reads meanwhile: call what is returned for the rows, on the device."""
         index = torch.randint(self.size, (size,), generator=self.draws, device=self.draws.device)
         if self.placement.kind == "device":
@@ -101,7 +108,7 @@ class ImagePool:
         """Whether rows wait in pinned memory, from where a copy need not be waited for."""
         return self.placement.kind != "device" and self.placement.device.type == "cuda"
 
-    def _read(self, index: Tensor) -> dict[str, Tensor]:
+    def _read(self, index: Tensor) -> Rows:
         rows = {name: column.index_select(0, index) for name, column in self.storage.items()}
         if self._pins:
             return {name: values.pin_memory() for name, values in rows.items()}

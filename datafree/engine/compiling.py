@@ -22,47 +22,52 @@ OLDEST_GPU = (7, 0)  # compute capability that Triton makes kernels for
 
 
 class Compiling:
-    """Whether the networks of a run are compiled; its text ends a line of the log.
+    """Whether the networks of a run are compiled, or a step as one; its text ends a line of the log.
 
     Args:
-        on: whether they are.
-        obstacle: why not, where it was wanted.
+        on: whether networks are.
+        obstacle: why nothing is, where it was wanted.
+        step: whether distillation steps are.
 
     Attributes:
         say: takes the line that says so where PyTorch fails at a network after all.
     """
 
-    def __init__(self, on: bool, obstacle: str = ""):
-        self.on, self.obstacle = on, obstacle
+    def __init__(self, on: bool, obstacle: str = "", step: bool = False):
+        self.on, self.obstacle, self.step = on, obstacle, step
         self.say: Callable[[str], object] = partial(print, file=sys.stderr)
         self._networks: dict[str, nn.Module] = {}
         self._called, self._compiled_before = "", 0
 
     @classmethod
-    def chosen(cls, compute: Compute, asked: bool, refused: bool) -> "Compiling":
+    def chosen(cls, compute: Compute, asked: bool, refused: bool, step: bool = False) -> "Compiling":
         """Compiled where asked, and on CUDA, where starting kernels one by one is what takes the time of small
-        networks, unless refused; nowhere without what it takes."""
-        if not (asked or (compute.device.type == "cuda" and not refused)):
+        networks, unless refused; a step only where asked; nowhere without what it takes."""
+        networks = asked or (compute.device.type == "cuda" and not refused)
+        if not (networks or step):
             return cls(False)
         obstacle = obstacle_on(compute.device)
-        return cls(not obstacle, obstacle)
+        return cls(networks and not obstacle, obstacle, step and not obstacle)
 
     def __str__(self) -> str:
         if self.obstacle:
             return f"; networks not compiled: {self.obstacle}"
-        return "; networks compiled" if self.on else ""
+        return "; networks compiled" * self.on + "; distillation steps compiled" * self.step
 
-    def compile(self, networks: Mapping[str, nn.Module]) -> None:
-        """In place; each is compiled when first called.
+    def compile(self, networks: Mapping[str, nn.Module], step: nn.Module | None = None) -> None:
+        """In place, what is to be; each is compiled when first called, with all that it calls.
 
         A network at which PyTorch fails runs as it is; where it has failed at the first of them, so do all the others,
         for then it is the machine that cannot.
         """
+        networks = (dict(networks) if self.on else {}) | ({"distillation step": step} if self.step else {})
+        if not networks:
+            return
         config = torch._dynamo.config
         config.suppress_errors = True
         config.skip_nnmodule_hook_guards = False  # else a student of the teacher's class would run the teacher's hooks
         config.cache_size_limit = max(64, config.cache_size_limit)  # counts over all networks, modes and batch sizes
-        self._networks, self._compiled_before = dict(networks), _frames_compiled()
+        self._networks, self._compiled_before = networks, _frames_compiled()
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on a CPU: that there is no GPU
         log = logging.getLogger("torch._dynamo.convert_frame")
         for former in [each for each in log.filters if isinstance(each, _Failures)]:

@@ -23,6 +23,14 @@ Observer = Callable[[Tensor, Tensor], None]
 
 
 @dataclass
+class Left:
+    """What some work has reported and counted."""
+
+    readings: Readings = field(default_factory=Readings)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
 class Context:
     """One run's surroundings.
 
@@ -77,6 +85,22 @@ class Context:
         """What was reported since the last call."""
         readings, self.readings = self.readings, Readings()
         return readings
+
+    @contextmanager
+    def aside(self) -> Iterator[Left]:
+        """What is reported and counted within is kept apart; it is there at the end, for :meth:`take_in`."""
+        readings, counts, left = self.read(), self.costs.take(), Left()
+        try:
+            yield left
+        finally:
+            left.readings, left.counts = self.read(), self.costs.take()
+            self.readings = readings
+            self.costs.add(counts)
+
+    def take_in(self, left: Left) -> None:
+        """As if it had been reported and counted just now."""
+        self.readings.extend(left.readings)
+        self.costs.add(left.counts)
 
     def observe(self, x: Tensor, teacher_logits: Tensor) -> None:
         """Shows images (B, C, H, W) with the teacher's logits on them to whoever learns from every iteration's."""

@@ -5,6 +5,7 @@ distillation of different methods can be compared by, whatever the machine.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class Costs:
     def made(self, images: int) -> None:
         """Images that the student may learn from."""
         self.open[MADE] += images * processes.size()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """So much more, as :meth:`take` gave it."""
+        self.open.update(counts)
 
     def take(self) -> dict[str, int]:
         """What was counted since the last call, by name."""

@@ -6,21 +6,24 @@ method without a pool makes them all before the first step on any.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch
+from ..data.batch import Batch, Rows
 
 WINDOW_BYTES, LEAST_BATCHES = 2**28, 8  # of views that are mixed; chosen by us
 
 
 class Source(Protocol):
-    """Where batches come from: the pool, or a method that makes them anew."""
+    """Where batches come from: the pool, or a method that makes them anew. What chance decides is drawn first."""
 
-    def batches(self, count: int, size: int) -> Iterator[Batch]: ...
+    def drawn(self, count: int, size: int) -> Iterator[Rows]: ...
+
+    def made(self, drawn: Rows) -> Batch: ...
 
 
 class Teaching(Protocol):
@@ -31,10 +34,22 @@ class Teaching(Protocol):
     def loss(self, lesson: Batch, student: torch.nn.Module) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class LessonOf:
+    """Makes a lesson of what a source has drawn."""
+
+    source: Source
+    targets: Teaching
+
+    def __call__(self, drawn: Rows) -> Batch:
+        return self.targets.lesson(self.source.made(drawn))
+
+
 def lessons(
     source: Source, targets: Teaching, steps: int, size: int, echo: int, rng: torch.Generator | None
-) -> Iterator[Batch]:
-    """What ``steps`` steps are on: ``steps / echo`` batches of the source, each image ``echo`` times.
+) -> tuple[Iterator[Rows], Callable[[Rows], Batch]]:
+    """What ``steps`` steps are on, ``steps / echo`` batches of the source, each image ``echo`` times; and what makes a
+    lesson of each.
 
     Args:
         source, targets: where batches come from, and what makes a lesson of one.
@@ -43,18 +58,23 @@ def lessons(
         echo: how many lessons an image is in, with the same crop and answer; 1: batches as they come.
         rng: mixes images; on their device; None where ``echo`` is 1.
     """
-    fresh = -(-steps // echo)
-    ready = map(targets.lesson, source.batches(fresh, size))
+    make = LessonOf(source, targets)
     if echo == 1:
-        yield from ready
-        return
+        return source.drawn(steps, size), make
+    fresh = -(-steps // echo)
+    given = _mixed(map(make, source.drawn(fresh, size)), fresh, size, echo, rng)
+    return (lesson.rows for lesson in itertools.islice(given, steps)), Batch.of
+
+
+def _mixed(ready: Iterator[Batch], fresh: int, size: int, echo: int, rng: torch.Generator) -> Iterator[Batch]:
+    """All images of ``fresh`` lessons, ``echo`` times, in windows of about ``WINDOW_BYTES``."""
     first = next(ready)
     most = max(LEAST_BATCHES, WINDOW_BYTES // (4 * first.images.numel()))
     windows = -(-fresh // most)
     counts = [fresh // windows + (at < fresh % windows) for at in range(windows)]
     ready = itertools.chain([first], ready)
-    mixed = itertools.chain.from_iterable(echoes(list(itertools.islice(ready, n)), size, echo, rng) for n in counts)
-    yield from itertools.islice(mixed, steps)
+    for count in counts:
+        yield from echoes(list(itertools.islice(ready, count)), size, echo, rng)
 
 
 def echoes(window: list[Batch], size: int, echo: int, rng: torch.Generator) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ PyTorch's own, global streams are for what draws from them unasked, as dropout d
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,13 @@ class Streams:
     def on_host(self, name: str) -> torch.Generator:
         """A stream for draws that the processor itself reads: of the CPU, whatever the device; there, the same one."""
         return self._of_host[name]
+
+    def drawn_from(self, act: Callable[[], object]) -> list[torch.Generator]:
+        """Calls ``act``, and gives the streams on the device that it has drawn from."""
+        before = {name: generator.get_state() for name, generator in self._generators.items()}
+        act()
+        known = self._generators.items()
+        return [each for name, each in known if name not in before or not torch.equal(before[name], each.get_state())]
 
     @property
     def _of_host(self) -> "Streams":

@@ -29,6 +29,17 @@ class Readings:
             values = torch.stack([value.detach().float() for value in terms.values()])
             self._steps.setdefault(tuple(terms), []).append(values)
 
+    def extend(self, others: "Readings") -> None:
+        """What others hold, too."""
+        for names, steps in others._steps.items():
+            self._steps.setdefault(names, []).extend(steps)
+
+    def copied(self) -> "Readings":
+        """The same in tensors of its own."""
+        copy = Readings()
+        copy._steps = {names: [values.clone() for values in steps] for names, steps in self._steps.items()}
+        return copy
+
     @cached_property
     def series(self) -> dict[str, list[float]]:
         """Every term's value of every step, the mean of all processes'. Waits.

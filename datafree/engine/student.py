@@ -1,14 +1,16 @@
 """Distillation steps: the student learns what its targets say of each batch.
 
-for each of kd_steps
+for each of kd_steps                                        with --step graph recorded once, and replayed: recording.py
     batch  <- B images of the pool, uniform with replacement, augmented; or fresh ones of a method without a pool
     lesson <- targets.lesson(batch)                         with the teacher's answer; for ``echo`` steps: echoing.py
     L_S    <- targets.loss(lesson, student)                 soft, hard or under attack: datafree/targets/
     S      <- SGD(lr) or Adam(lr); lr falls along a cosine over all distillation steps, or tenfold at shares of them
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from .. import configuration
 from ..configuration import knob
+from ..data.batch import Batch, Rows
 from ..errors import UserError
 from .context import Context
 from .device import Compute
 from .echoing import Source, Teaching, lessons
+from .recording import Graph, Recording
 from .whole_batch import agree_on_buffers, shares_gradients
 
 
@@ -64,6 +68,23 @@ def _schedule(optimizer: torch.optim.Optimizer, config: "Student.Config", steps:
     return CosineAnnealingLR(optimizer, steps, config.lr_min)
 
 
+class Objective(nn.Module):
+    """The loss of a step, from what was drawn; a module so that all of it can be compiled at once."""
+
+    def __init__(self, context: Context):
+        super().__init__()
+        self.context = context
+
+    def __call__(self, *given: Any) -> torch.Tensor:
+        with self.context.aside() as left:  # compiled code is for lists of one length
+            loss = super().__call__(*given)
+        self.context.take_in(left)
+        return loss
+
+    def forward(self, rows: Rows, make: Callable[[Rows], Batch], targets: Teaching, student: nn.Module) -> torch.Tensor:
+        return targets.loss(make(rows), student)
+
+
 class Student:
     """The network being distilled, with its optimiser and schedule.
 
@@ -71,6 +92,10 @@ class Student:
         context: its ``student`` is trained in place, by several processes from the mean of their gradients.
         config: the knobs.
         steps: all distillation steps of the run: the schedule's length.
+        new_graph: makes what a step is recorded in; None: steps are not recorded.
+
+    Attributes:
+        say: takes the line that says so where a step cannot be recorded after all.
     """
 
     @dataclass(frozen=True)
@@ -89,12 +114,22 @@ class Student:
             if not self.lr_steps and self.lr_min > self.lr:
                 raise UserError(f"--lr_min {self.lr_min} is above --lr {self.lr}", "the cosine falls: lower --lr_min")
 
-    def __init__(self, context: Context, config: "Student.Config", steps: int):
+    def __init__(
+        self, context: Context, config: "Student.Config", steps: int, new_graph: Callable[[], Graph] | None = None
+    ):
         self.context, self.config, self.classifier = context, config, context.student
         self.learning = shares_gradients(self.classifier, context.spec.shape, context.compute.device)
         self.scaler = context.scaler
         self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov, context.compute)
         self.scheduler = _schedule(self.optimizer, config, max(1, steps))
+        self.objective = Objective(context)
+        self.new_graph, self.say = new_graph, partial(print, file=sys.stderr)
+        self._recorded: dict[Any, Recording] = {}
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """Of the steps that were made so far, one a pool and targets."""
+        return list(self._recorded.values())
 
     @property
     def lr(self) -> float:
@@ -106,17 +141,30 @@ class Student:
         self.classifier.train()
         config = self.config
         rng = self.context.streams["echo"] if config.echo > 1 else None
-        for lesson in lessons(source, targets, steps, config.batch_size, config.echo, rng):
-            loss = targets.loss(lesson, self.learning)
-            self.optimizer.zero_grad()
-            self.scaler.scale(loss).backward()
-            if config.clip_grad > 0:
-                self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.classifier.parameters(), config.clip_grad)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        drawn, make = lessons(source, targets, steps, config.batch_size, config.echo, rng)
+        act = partial(self._step, make, targets)
+        step = act if self.new_graph is None else self._recording_of(act, (make, targets))
+        for rows in drawn:
+            step(rows)
             self.scheduler.step()
         agree_on_buffers(self.classifier)
+
+    def _recording_of(self, act: Callable[[Rows], None], about: Any) -> Recording:
+        """Of a step that is the same wherever ``about`` is."""
+        if about not in self._recorded:
+            self._recorded[about] = Recording(self.context, self.optimizer, self.new_graph(), act, self.say)
+        return self._recorded[about]
+
+    def _step(self, make: Callable[[Rows], Batch], targets: Teaching, rows: Rows) -> None:
+        """All of one but for what chance decides, which is in the rows, and for the schedule."""
+        loss = self.objective(rows, make, targets, self.learning)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if self.config.clip_grad > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.classifier.parameters(), self.config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, the random streams apart."""
@@ -130,3 +178,4 @@ class Student:
         self.classifier.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self._recorded.clear()  # of tensors that the optimiser no longer has

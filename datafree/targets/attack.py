@@ -186,8 +186,7 @@ class Attack(Hard):
         if not self.observed:
             remedy = "let it call context.observe(x, teacher_logits) in every iteration, or set --no_aea"
             raise UserError("the method shows the attack no images to learn from", remedy)
-        rng = self.context.streams["attack"]
-        attacked = torch.rand(len(batch), generator=rng, device=rng.device) < self.config.pa
+        attacked = self._chosen(len(batch))
         self.context.report({"attacked_rate": attacked.float().mean()})
         if "twins" not in batch.columns:
             pair = self.swapped_pair(batch.images)
@@ -196,6 +195,12 @@ class Attack(Hard):
         images = mix(batch.images, batch.columns["twins"], attacked)
         teacher_logits = self.context.answers(images)
         return taught(images, teacher_logits, mix(teacher_logits.argmax(1), batch.columns["labels"], attacked))
+
+    @torch.compiler.disable  # it knows no random streams
+    def _chosen(self, count: int) -> Tensor:
+        """Which of so many samples are attacked: bool (B,)."""
+        rng = self.context.streams["attack"]
+        return torch.rand(count, generator=rng, device=rng.device) < self.config.pa
 
     def files(self) -> dict[str, dict[str, Any]]:
         """P for analysis, with what it takes to use it."""

@@ -1,0 +1,164 @@
+"""A distillation step as one CUDA graph: its kernels are recorded once, and from then on started together.
+
+for each step
+    the first WARM_UP                as it is: kernels are chosen, networks compiled, the optimiser gets its state
+    the next                         record act(static), which computes nothing
+    from then on                     static <- rows;  rate <- the optimiser's;  replay
+
+Where kernels are short it is starting them, one by one, that takes the time. Python runs at the recording alone: what
+was reported and counted then is repeated at every replay, and what changes from step to step is a tensor that kernels
+read: rows, rate, the states of random streams. What cannot be recorded runs as it is, and one line says so.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import processes
+from ..data.batch import Rows
+from ..errors import first_line
+from .context import Context, Left
+from .device import Compute
+
+WARM_UP = 3  # steps; chosen by us
+
+
+class Graph(Protocol):
+    """Something that can do again what it has seen done."""
+
+    def warming_up(self) -> AbstractContextManager[None]: ...
+
+    def record(self, act: Callable[[], None], streams: Sequence[torch.Generator]) -> None: ...
+
+    def replay(self) -> None: ...
+
+
+class CudaGraph:
+    """PyTorch's, on a GPU. Warming up and recording share a stream of its, as PyTorch wants it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._graph, self._stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Within, work goes to the stream of the recording, behind what was given to do before."""
+        now = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(now)
+        with torch.cuda.stream(self._stream):
+            yield
+        now.wait_stream(self._stream)
+
+    def record(self, act: Callable[[], None], streams: Sequence[torch.Generator]) -> None:
+        """What ``act`` does, drawing from these random streams, and from PyTorch's own.
+
+        Raises:
+            RuntimeError: where it waits for the GPU, or cannot be recorded for another reason.
+        """
+        for stream in streams:
+            self._graph.register_generator_state(stream)
+        try:
+            now = torch.cuda.stream(torch.cuda.current_stream(self.device))  # where a failure would not put us back to
+            # other threads may go on: that of a pool in host memory sets memory aside meanwhile
+            how = {"stream": self._stream, "capture_error_mode": "thread_local"}
+            with now, torch.cuda.graph(self._graph, **how):
+                act()
+        except RuntimeError:
+            of_pytorch = torch.cuda.default_generators[self.device.index]
+            for stream in (*streams, of_pytorch):  # some versions leave them waiting for the recording's end
+                stream.graphsafe_set_state(stream.clone_state())
+            raise
+
+    def replay(self) -> None:
+        """All of it, behind what was given to do before; streams go on by as much as they were drawn from."""
+        self._graph.replay()
+
+
+class Recording:
+    """A step that is recorded once it has warmed up.
+
+    Args:
+        context: whose reports and costs the step leaves, and whose streams it draws from.
+        optimizer: that the step ends with; of one group.
+        graph: an empty one.
+        act: the step: takes rows on the device, and reads no number.
+        say: takes the line that says so where it cannot be recorded after all.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        optimizer: torch.optim.Optimizer,
+        graph: Graph,
+        act: Callable[[Rows], None],
+        say: Callable[[str], object],
+    ):
+        self.context, self.optimizer, self.graph, self.act, self.say = context, optimizer, graph, act, say
+        self.warm, self.recorded, self.failed = 0, False, False
+        self._static: Rows = {}
+        self._streams: list[torch.Generator] = []  # that the step draws from
+
+    def __call__(self, rows: Rows) -> None:
+        """One step on these rows."""
+        if self.warm < WARM_UP:
+            self.warm += 1
+            with self.graph.warming_up():
+                self._streams = self.context.streams.drawn_from(partial(self.act, rows))
+            return
+        if not (self.recorded or self.failed):
+            self._record(rows)
+        if self.recorded and _form(rows) == _form(self._static):
+            self._replay(rows)
+        else:
+            self.act(rows)
+
+    def _record(self, rows: Rows) -> None:
+        self._static = {name: values.clone() for name, values in rows.items()}
+        self._rate = torch.empty((), device=self.context.compute.device)
+        try:
+            with self.context.aside() as self._left, recordable(self.optimizer, self._rate):
+                self.graph.record(partial(self.act, self._static), self._streams)
+            self.recorded = True
+        except RuntimeError as error:
+            self.failed = True
+            self.say(f"warning: steps are not recorded, which is slower and else the same: {first_line(error)}")
+
+    def _replay(self, rows: Rows) -> None:
+        for name, values in rows.items():
+            self._static[name].copy_(values, non_blocking=True)
+        (group,) = self.optimizer.param_groups
+        self._rate.fill_(group["lr"])
+        self.graph.replay()
+        self.context.take_in(Left(self._left.readings.copied(), self._left.counts))
+
+
+@contextmanager
+def recordable(optimizer: torch.optim.Optimizer, rate: Tensor) -> Iterator[None]:
+    """Within, a step reads its learning rate from ``rate`` whenever it is replayed; afterwards all is as it was."""
+    kept: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        changed = {"lr": rate} | ({"capturable": True} if "capturable" in group else {})
+        kept.append({name: group[name] for name in changed})
+        group.update(changed)
+    try:
+        yield
+    finally:
+        for group, before in zip(optimizer.param_groups, kept, strict=True):
+            group.update(before)
+
+
+def _form(rows: Rows) -> dict[str, Any]:
+    return {name: (values.shape, values.dtype) for name, values in rows.items()}
+
+
+def obstacle_to_recording(compute: Compute) -> str:
+    """Why no step can be recorded, in words; empty where nothing is known to be in the way."""
+    if compute.device.type != "cuda":
+        return f"CUDA graphs are not for {compute.device.type}"
+    if processes.size() > 1:
+        return "gradients of several processes are summed on the way"
+    return "fp16 asks at every step whether there was an overflow" if compute.scales else ""
