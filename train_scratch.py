@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     values.precision = compute.precision  # a resumption must not choose another
     path = resume.run_path(parser, values, folder_name("scratch", spec.name, values.model, values.tag))
     with initialising(values.seed, "student"):
-        model = registry.classifier(values.model, spec, given_format(values, "model"))
+        model = registry.classifier(values.model, spec, given_format(values, "model"), download=True)
     remarks = fitted(model, f"model {values.model}", spec.shape, compute, values.batch_size)
     report = [*parser.grouped(values), *compute.about(), f"writes to: {path}, {values.output}", *remarks]
     if values.dry_run:

@@ -237,14 +237,26 @@ def test_of_two_classes_one_logit_will_do_whose_sigmoid_is_the_softmax(dress):
 NO_LOGITS = {
     "logits of other classes, and features": (
         lambda logits, x: {"embedding": logits, "prediction": logits[:, 1:], "z": logits},
-        f"own answers a dict of (2, {CLASSES}), (2, {CLASSES - 1}), (2, {CLASSES}), not logits",
+        f"own has {CLASSES - 1} classes, and the data have {CLASSES}: it answers a dict of (2, {CLASSES}), ",
     ),
     "a dense map named so, and features": (lambda logits, x: {"logits": x, "z": logits}, "own answers a dict of"),
     "features alone": (lambda logits, x: {"features": logits}, "own answers a dict of"),
     "numbers of classes": (lambda logits, x: logits.long(), "own answers"),
     "other classes": (
         lambda logits, x: logits[:, 1:],
-        f"own answers a tensor (2, {CLASSES - 1}), not logits of {CLASSES}",
+        f"own has {CLASSES - 1} classes, and the data have {CLASSES}: it answers a tensor (2, {CLASSES - 1})",
+    ),
+    "of other classes, (B, C, 1, 1)": (
+        lambda logits, x: logits[:, 1:, None, None],
+        f"has {CLASSES - 1} classes",
+    ),
+    "other classes, and features": (
+        lambda logits, x: {"features": x.flatten(1), "logits": logits[:, 1:]},
+        f"has {CLASSES - 1} classes",
+    ),
+    "two tensors, either of other classes": (
+        lambda logits, x: (logits[:, 1:], logits[:, 2:]),
+        f"a tuple of (2, {CLASSES - 1}), (2, {CLASSES - 2}), not logits of {CLASSES} classes",
     ),
     "a dense map": (lambda logits, x: logits[:, :, None, None].expand(-1, -1, 2, 2), f"a tensor (2, {CLASSES}, 2, 2)"),
     "a tuple of others": (lambda logits, x: (x.mean(1), None), f"a tuple of (2, {SIZE}, {SIZE}), NoneType"),

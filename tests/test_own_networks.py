@@ -197,7 +197,7 @@ def test_a_network_of_a_common_shape_teaches_and_learns(own, tmp_path, name, fla
 
 
 BAD = {  # as teacher and as student: what is said
-    "wide": "answers a tensor (2, 9), not logits of 5 classes",
+    "wide": "has 9 classes, and the data have 5: it answers a tensor (2, 9)",
     "NoGradient": "lets no gradient through to its images",
     "Dense": "answers a tensor (2, 5, 2, 2), not logits of 5 classes",
     "Infinite": "answers noise with NaN or infinite numbers",

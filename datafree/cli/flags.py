@@ -184,7 +184,9 @@ class DistillationMachineConfig(MachineConfig):
         "compiled: torch.compile a distillation step as one; graph: record it as a CUDA graph, on an NVIDIA GPU",
         choices=("eager", "compiled", "graph"),
     )
-    download: bool = knob(False, "fetch the data set, for evaluation alone, where it is absent", free=True)
+    download: bool = knob(
+        False, "fetch what is absent: the data set, for evaluation alone, and the weights that a name means", free=True
+    )
 
     def check(self) -> None:
         super().check()

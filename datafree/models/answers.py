@@ -57,10 +57,21 @@ def _found(answer: Any, num_classes: int, name: str, picked: Picked | None) -> t
     if places:
         what = f"{name} answers several tensors that may be its logits: {', '.join(places)}"
         raise UserError(what, "let its forward return the logits alone, or a dict with them under 'logits'")
+    theirs = _classes_in(answer)
+    if theirs not in (None, num_classes):
+        what = f"{name} has {theirs} classes, and the data have {num_classes}: it answers {described(answer)}"
+        remedy = f"name the data that it was made for (of a folder, --num_classes {theirs}), or one of {num_classes}"
+        raise UserError(what, remedy)
     remedy = f"let its forward return logits (images, {num_classes})"
-    if isinstance(answer, Tensor) and answer.ndim == 2:
-        remedy = "its last layer must be as wide as there are classes: check the model, and --num_classes"
     raise UserError(f"{name} answers {described(answer)}, not logits of {num_classes} classes", remedy)
+
+
+def _classes_in(answer: Any) -> int | None:
+    """How many classes an answer seems to hold logits of; None where that cannot be told."""
+    rows = [(_says(name), t.shape[1:]) for _, name, t in tensors_in(answer) if t.is_floating_point() and t.ndim > 1]
+    rows = [(says, max(shape)) for says, shape in rows if shape.numel() == max(shape) > 1 and says != OTHER]
+    counts = {width for says, width in rows if says == min(rows)[0]}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def candidates(answer: Any, num_classes: int) -> dict[str, Tensor]:

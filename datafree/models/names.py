@@ -26,6 +26,7 @@ from .. import user_code
 from ..data.specs import DatasetSpec, Size, pair
 from ..errors import UserError, first_line, nearest_names
 from .classifier import Classifier, check_has_values, is_lazy
+from .fetching import fetching, is_for_want_of_network
 
 Weights = Literal["none", "file", "own"]
 CLASS_COUNT = ("nc", "num_cls", "num_labels", "n_labels", "num_outputs", "out_dim")  # what else it is called
@@ -94,7 +95,7 @@ def network_of(
         weights: whether it comes with weights that somebody trained, from a "file" or of its "own" (a transformers
             folder, a function that loads them): then its library's mean, std and size hold; for "none" only a size that
             its architecture is bound to.
-        download: whether a library may fetch from the network.
+        download: whether a library may fetch what its cache lacks.
 
     Raises:
         UserError: an unknown name, a library that is not installed, or arguments that do not fit.
@@ -115,8 +116,10 @@ def network_of(
     if library not in LIBRARIES:
         raise UserError(f"unknown library {library!r} in {name!r}", f"known: {', '.join(LIBRARIES)}, FILE.py:FUNCTION")
     wanted, arguments = with_arguments(rest)
+    in_a_cache = brings_weights(name) and not Path(wanted).expanduser().is_dir()
     try:
-        return LIBRARIES[library](wanted, num_classes, arguments, given, weights, download)
+        with fetching(name, library, may=download and in_a_cache):
+            return LIBRARIES[library](wanted, num_classes, arguments, given, weights)
     except UserError:
         raise
     except ImportError as error:
@@ -129,7 +132,9 @@ def network_of(
 
 def brings_weights(name: str) -> bool:
     """Whether the name by itself may stand for a trained network."""
-    return user_code.is_file(name) or name.startswith("hf:") or ",pretrained=True" in name or ",weights=" in name
+    if user_code.is_file(name) or name.startswith("hf:"):
+        return True
+    return ":" in name and any(with_arguments(name)[1].get(key) for key in ("pretrained", "weights"))
 
 
 def with_arguments(text: str) -> tuple[str, dict[str, Any]]:
@@ -213,7 +218,7 @@ def _with_classes(make: Callable[..., Any], num_classes: int, arguments: dict[st
 
 
 def _torchvision(
-    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights, download: bool
+    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights
 ) -> tuple[nn.Module, InputFormat]:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -243,7 +248,7 @@ def _trained_on(name: str, weights: str) -> InputFormat:
 
 
 def _timm(
-    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights, download: bool
+    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights
 ) -> tuple[nn.Module, InputFormat]:
     import timm
 
@@ -262,13 +267,14 @@ def _timm(
 
 
 def _transformers(
-    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights, download: bool
+    name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights
 ) -> tuple[nn.Module, InputFormat]:
     import transformers
+    from huggingface_hub import constants
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    kind, local = transformers.AutoModelForImageClassification, {"local_files_only": not download}
+    kind, local = transformers.AutoModelForImageClassification, {"local_files_only": constants.HF_HUB_OFFLINE}
     folder = Path(name).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or name.count("/") != 1):
         raise UserError(f"hf:{name} is neither a folder nor ORG/NAME", "check the path")
@@ -284,7 +290,9 @@ def _transformers(
                 config.num_channels = given.channels
             network = with_channels(kind.from_config(config), getattr(config, "num_channels", given.channels))
     except OSError as error:
-        remedy = "check the name" if download or folder.is_dir() else "give its folder, or --download to fetch it"
+        if is_for_want_of_network(error):
+            raise
+        remedy = "check the name" if folder.is_dir() else "check the name, and give --download where it is not whole"
         raise UserError(f"hf:{name} cannot be read: {first_line(error)}", remedy) from None
     size = getattr(network.config, "image_size", None)
     bound = InputFormat(pair(size) if isinstance(size, int | list | tuple) else None)
