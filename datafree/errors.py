@@ -95,12 +95,17 @@ def check_weights_finite(networks: Mapping[str, nn.Module], step: int) -> None:
     The last update of a round can spoil weights that no loss has met yet; saved, they would spoil every resumption.
     """
     for name, network in networks.items():
-        state = network.state_dict().items()  # of layers that keep more, not of tensors alone
-        values = {key: value for key, value in state if isinstance(value, Tensor) and value.is_floating_point()}
+        state = network.state_dict(keep_vars=True).items()  # of layers that keep more, not of tensors alone
+        values = {key: value.detach() for key, value in state if isinstance(value, Tensor) and _changes(key, value)}
         good = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
         for (key, value), is_finite in zip(values.items(), good, strict=True):
             if not is_finite:
                 raise NotFiniteError(f"{name}'s {key}", value[~value.isfinite()][0].item(), step)
+
+
+def _changes(name: str, value: Tensor) -> bool:
+    """Whether training may change it: a mask, say, may well be -inf."""
+    return isinstance(value, nn.Parameter) or value.requires_grad or "running_" in name
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -245,6 +245,29 @@ class ExtraState(Body):
         assert state == {"seen": [1]}
 
 
+class Masked(Body):
+    """With -inf in a buffer, as the masks of attention have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.full((4,), -torch.inf).masked_fill(torch.arange(4) < 3, 0))
+
+    def forward(self, x):
+        return self.fc((self.middle(x).relu().mean((2, 3)) + self.mask).softmax(1))
+
+
+class Fourier(Body):
+    """With a filter of complex numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = nn.Parameter(torch.ones(4, SIZE - 2, SIZE // 2, dtype=torch.complex64))
+
+    def middle(self, x):
+        x = super().middle(x)
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.filter, s=x.shape[-2:])
+
+
 class SilentModes(Body):
     def __init__(self):
         super().__init__()
@@ -273,7 +296,7 @@ def made_in_inference_mode():
     return network
 
 
-@pytest.mark.parametrize("make", [ExtraState, SilentModes, made_in_inference_mode])
+@pytest.mark.parametrize("make", [ExtraState, Masked, Fourier, SilentModes, made_in_inference_mode])
 def test_what_a_student_keeps_returns_or_was_made_under_does_not_matter(make, tmp_path):
     student = make()
     datafree.distil(small_network(1), student, **OF_TASK, **SHORT, run_root=tmp_path)

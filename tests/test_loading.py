@@ -371,6 +371,21 @@ def test_infinity_that_the_network_itself_has_in_that_place_is_none_of_the_files
         load_classifier(masked(2), path)
 
 
+def test_complex_weights_go_into_a_network_that_has_such_and_must_be_finite(path):
+    def fourier(value):
+        network = small_classifier(1)
+        network.network.filter = nn.Parameter(torch.full((2, 3), value, dtype=torch.complex64))
+        return network
+
+    ours = fourier(0)
+    torch.save(fourier(1 + 2j).state_dict(), path)
+    load_classifier(ours, path)
+    assert ours.network.filter.tolist() == [[1 + 2j] * 3] * 2
+    torch.save(fourier(complex(0, torch.nan)).state_dict(), path)
+    with user_error("NaN or infinite values in filter"):
+        load_classifier(ours, path)
+
+
 GOOD = {"img_size": 9, "mean": [0.5], "std": [2.0]}
 
 

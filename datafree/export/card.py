@@ -42,6 +42,7 @@ def card(
     about["logits"] = expression(answer, student.num_classes, student.picked)
     checks = {"formats": differences, "tolerance": tolerance, "batches": batches}
     known = {"origin": origin, "library": subject.library, "inside": subject.inside, "input_name": subject.input_name}
+    known["in_two_files"] = subject.in_two_files
     return environment.get_template(TEMPLATE).render(**about, **checks, **known)
 
 

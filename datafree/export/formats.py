@@ -27,6 +27,7 @@ OPSET = 18  # ONNX's, of 2022: the lowest that torch.onnx writes without convert
 ONNX_FILE, TORCH_EXPORT_FILE = "model.onnx", "model.pt2"
 FREE = ({0: torch.export.Dim.DYNAMIC},)  # of the one input: the number of images
 NAMED = ({0: torch.export.Dim("batch")},)
+METADATA = {"format": "pt"}  # which transformers asks of safetensors
 LARGEST_FILE = 2**31 - 2**20  # bytes of weights that protobuf holds, with room for the graph
 
 
@@ -49,6 +50,13 @@ class Subject:
     student: Classifier
     library: Library
     inside: bool = True
+
+    @property
+    def in_two_files(self) -> bool:
+        """Whether ONNX keeps the weights beside the graph, being too many for one file."""
+        network = self.student.network
+        size = sum(each.numel() * each.element_size() for each in (*network.parameters(), *network.buffers()))
+        return size > LARGEST_FILE
 
     @property
     def input_name(self) -> str:
@@ -74,8 +82,16 @@ class Subject:
 def write_safetensors(subject: Subject, folder: Path) -> None:
     from safetensors.torch import save
 
-    state = {key: value.clone().contiguous() for key, value in subject.student.network.state_dict().items()}
-    content = save(state, metadata={"format": "pt"})  # which transformers asks for
+    state, remedy = subject.student.network.state_dict(), "export it as torch_export, or without these"
+    beside = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if beside:
+        raise UserError(
+            f"{subject.student.name} keeps more than tensors, which safetensors cannot: {beside[0]}", remedy
+        )
+    try:
+        content = save({key: value.clone().contiguous() for key, value in state.items()}, metadata=METADATA)
+    except KeyError as kind:  # a type that it does not know
+        raise UserError(f"{subject.student.name} has weights of {kind}, which safetensors has not", remedy) from None
     files.write_whole(folder / WEIGHTS_FILE, lambda file: file.write(content))
 
 
@@ -86,11 +102,10 @@ def load_safetensors(subject: Subject, folder: Path) -> Callable[[Tensor], Tenso
 
 
 def write_onnx(subject: Subject, folder: Path) -> None:
-    size = sum(value.numel() * value.element_size() for value in subject.student.network.state_dict().values())
     with _quiet(), _tracing(subject.student.name):
         how = {"input_names": [subject.input_name], "output_names": ["logits"], "dynamic_shapes": NAMED}
         program = torch.onnx.export(subject.program, (), dynamo=True, opset_version=OPSET, verbose=False, **how)
-        if size > LARGEST_FILE:
+        if subject.in_two_files:
             program.save(folder / ONNX_FILE, external_data=True)
             return
         content = program.model_proto.SerializeToString()

@@ -131,13 +131,13 @@ def _by_own_loading(model: nn.Module, values: dict[str, Tensor]) -> dict[str, Te
             warnings.simplefilter("ignore")
             model = copy.deepcopy(model)
             for value in _tensors_of(model).values():
-                if value.is_floating_point():
+                if value.is_floating_point() or value.is_complex():
                     value.fill_(torch.nan)  # what is left of it was not loaded
             model.load_state_dict(values)
             state = _tensors_of(model)
     except Exception:  # of the network's own code; of PyTorch, which says what does not fit in other words than here
         return None
-    return None if any(value.isnan().any() for value in state.values() if value.is_floating_point()) else state
+    return None if any(value.isnan().any() for value in state.values()) else state
 
 
 def _format_beside(path: Path) -> Any:
@@ -264,7 +264,7 @@ def _is_plain(value: Any) -> bool:
 def _check_finite(state: Mapping[str, Tensor], where: str, own: Mapping[str, Tensor] | None = None) -> None:
     """Raises UserError for NaN and infinity, but where the network itself has the same, as a mask of -inf does."""
     for name, value in state.items():
-        bad = ~value.isfinite() if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool)
+        bad = ~value.isfinite()
         if bad.any() and not (
             own and not own[name].is_meta and torch.equal(value[bad], own[name].to(value.device)[bad])
         ):

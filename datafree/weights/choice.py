@@ -58,6 +58,8 @@ class Candidate:
 
 def why_not(value: Any, own: Tensor) -> str | None:
     """What a tensor in the file is that it cannot be this weight, whatever its shape."""
+    if unread(value) is None and value.is_complex() and not own.is_complex():
+        return "complex"
     if unread(value) is None and own.is_floating_point() and not value.is_floating_point():
         return f"of whole numbers ({str(value.dtype).removeprefix('torch.')})"
     return unread(value)

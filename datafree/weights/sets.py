@@ -70,7 +70,7 @@ def joined(sets: list[WeightSet]) -> list[WeightSet]:
 
 
 def unread(value: Tensor | StandIn) -> str | None:
-    """Why no network takes it; None for a dense tensor of real numbers with values."""
+    """Why no network takes it; None for a dense tensor with values."""
     if isinstance(value, StandIn):
         return UNREAD.get(value.name.rpartition(".")[2], f"an object of {value.name}")
     if value.is_quantized:
@@ -79,7 +79,7 @@ def unread(value: Tensor | StandIn) -> str | None:
         return "nested" if value.is_nested else str(value.layout).removeprefix("torch.").replace("_", " ")
     if value.device.type != "cpu":
         return "on the meta device, without values"
-    return "complex" if value.is_complex() else None
+    return None
 
 
 def is_data(value: Any, depth: int = 0) -> bool:
