@@ -12,15 +12,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from .deep_images import check_pixels, is_deep, to_8_bits, unread_tiff
 from .specs import DamagedData, Size
 
 Crop = Callable[[Image.Image], Image.Image]
 EXTENSIONS = (*IMG_EXTENSIONS, ".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".jp2", ".tga", ".avif")
-SIXTEEN_BITS = ("PNG", "PPM")  # formats that fill 16 bits, whether Pillow gives them as 16 or 32
-HIGHEST_SAMPLE, WHITE_IS_ZERO = (281, 341), 0  # of TIFF: tags (MaxSampleValue, SMaxSampleValue), and a value of one
 MARGIN = 256 / 224  # of the usual ImageNet evaluation: resized to, over cropped to
 STRIPE = 100  # times longer, for its width, than what is wanted: no more of an image is resized; chosen by us
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops: torchvision's defaults
@@ -51,33 +50,9 @@ def size_of(path: str) -> Size:
 def read_image(path: str, channels: int) -> Image.Image:
     """In mode RGB or, for one channel, L. Raises whatever Pillow does where the file cannot be read."""
     with Image.open(path) as image:
-        deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
-        colour = (Image.fromarray(_to_8_bits(image)) if deep else image).convert("RGB")
+        check_pixels(image)
+        colour = (to_8_bits(image) if is_deep(image) else image).convert("RGB")
         return colour if channels == 3 else colour.convert("L")
-
-
-def _to_8_bits(image: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits to uint8 (H, W), black being 0.
-
-    White is 65,535 in formats whose samples fill their bits. In a TIFF it is what its tags say, rounded up to whole
-    bits; where they say nothing, the least of 1 (floating point), 255, 4,095 (12 bits) and 65,535 that no pixel
-    exceeds. Raises ValueError where there is none.
-    """
-    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    low, high = values.min(), values.max()
-    told = max(int(np.max(tags.get(tag, 0))) for tag in HIGHEST_SAMPLE).bit_length()
-    bits = min(int(np.max(tags.get(TiffImagePlugin.BITSPERSAMPLE, 16))), told or 16)
-    if image.format in SIXTEEN_BITS:
-        whites = [65535]
-    elif image.mode != "F" and 8 < bits < 16:
-        whites = [2**bits - 1, 65535]
-    else:
-        whites = [1] * (image.mode == "F") + [255, 4095, 65535]
-    white = next((white for white in whites if low >= 0 and high <= white), None)
-    if white is None:
-        raise ValueError(f"its pixels reach from {low:g} to {high:g}: save it with 8 or 16 bits")
-    values = white - values if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO else values
-    return np.rint(values * (255 / white)).astype(np.uint8)
 
 
 @contextmanager
@@ -94,7 +69,8 @@ def _reason(path: str, error: Exception) -> str:
     if os.path.islink(path) and not os.path.exists(path):
         return f"it is a link to {os.readlink(path)}, which is not there"
     if isinstance(error, UnidentifiedImageError):
-        return "Pillow knows no such image format" if os.path.getsize(path) else "it is empty"
+        unknown = unread_tiff(path) or "Pillow knows no such image format"
+        return unknown if os.path.getsize(path) else "it is empty"
     told = getattr(error, "strerror", None) or str(error).partition(". ")[0].rstrip(".")
     return told or type(error).__name__
 

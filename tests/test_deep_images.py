@@ -1,0 +1,198 @@
+"""Images of more than 8 bits a sample give the pixels that they should, or are refused with what they are."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from conftest import user_error
+from PIL import Image, features
+from test_image_files import pixels_of, png, saved
+
+from datafree.data.image_files import load_pixels
+from datafree.data.specs import DamagedData
+
+
+def refused(path, *words):
+    with user_error(str(path), *words, kind=DamagedData):
+        load_pixels(str(path), 3, lambda image: image)
+
+
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(tmp_path):
+    grey = np.array([[0, 128, 129, 257, 32896, 65535]], dtype=np.uint16)
+    expected = [[0, 0, 1, 1, 128, 255]]
+    for name in ("a.png", "a.tif"):
+        assert pixels_of(saved(tmp_path / name, grey), 1) == expected
+        assert pixels_of(tmp_path / name) == [[[value] * 3 for value in expected[0]]]
+    (tmp_path / "a.pgm").write_bytes(b"P5 6 1 65535\n" + grey.astype(">u2").tobytes())
+    assert pixels_of(tmp_path / "a.pgm", 1) == expected
+    (tmp_path / "big.tif").write_bytes(b"")
+    saved(tmp_path / "big.tif", Image.frombytes("I;16B", (6, 1), grey.astype(">u2").tobytes()), "I;16B")
+    assert pixels_of(tmp_path / "big.tif", 1) == expected
+
+
+def test_colours_of_sixteen_bits_keep_their_high_bytes(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, [struct.pack(">HHH", 0x80FF, 0xFF00, 0x00FF)]))
+    assert pixels_of(tmp_path / "a.png") == [[[128, 255, 0]]]
+
+
+def test_32_bits_have_their_white_at_the_least_of_1_255_4095_and_65535_that_holds_them(tmp_path):
+    def levels(values, kind):
+        return pixels_of(saved(tmp_path / "a.tif", np.array([values], dtype=kind)), 1)[0]
+
+    assert levels([0, 0.25, 1], np.float32) == [0, 64, 255]
+    assert levels([0, 1.4, 255], np.float32) == [0, 1, 255]
+    assert levels([0, 32, 4000], np.float32) == [0, 2, 249]
+    assert levels([0, 257, 65535], np.float32) == [0, 1, 255]
+    assert levels([0, 1, 255], np.int32) == [0, 1, 255]
+    assert levels([0, 514, 65535], np.int32) == [0, 2, 255]
+    for bad in ([-1, 5, 9], [0, 1, 70000]):
+        saved(tmp_path / "bad.tif", np.array([bad], dtype=np.int32))
+        with user_error("bad.tif", "8 or 16 bits", kind=DamagedData):
+            load_pixels(str(tmp_path / "bad.tif"), 1, lambda image: image)
+    saved(tmp_path / "nan.tif", np.array([[0, np.nan]], dtype=np.float32))
+    with user_error("nan.tif", kind=DamagedData):
+        load_pixels(str(tmp_path / "nan.tif"), 3, lambda image: image)
+
+
+def test_twelve_bits_in_a_tiff_are_no_sixteen(tmp_path):
+    def levels(values, kind=np.uint16, **tags):
+        image = Image.fromarray(np.array([values], dtype=kind))
+        image.save(tmp_path / "a.tif", tiffinfo={int(tag[1:]): value for tag, value in tags.items()})
+        return pixels_of(tmp_path / "a.tif", 1)[0]
+
+    for kind in (np.uint16, np.int32, np.float32):
+        assert levels([0, 2048, 4095], kind) == [0, 128, 255]  # 2048 / 4095 * 255 = 127.5...
+        assert levels([0, 2048, 4096], kind) == [0, 8, 16]
+        assert levels([0, 128, 255], kind) == [0, 128, 255]
+    assert levels([0, 200, 16000], t281=16000) == [0, 3, 249]  # of 14 bits, 16,383, as MaxSampleValue says
+    assert levels([0, 100, 200], t281=1023) == [0, 25, 50]
+    assert levels([0, 100, 2000], t281=1023) == [0, 0, 8]  # a tag that is wrong
+    assert levels([0, 2048, 4095], t262=0) == [255, 127, 0]  # white is zero
+
+
+def test_twelve_bits_that_are_packed_are_what_they_say(tmp_path):
+    packed = bytes([0x00, 0x08, 0x00, 0x10])  # 0x000, 0x800, 0x100, in 12 bits each
+    entries = [(256, 3), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 5)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in entries)
+    file = struct.pack("<2sHI", b"II", 42, 14) + packed + b"\0\0" + directory + struct.pack("<I", 0)
+    (tmp_path / "a.tif").write_bytes(file)
+    assert np.asarray(Image.open(tmp_path / "a.tif")).tolist() == [[0, 2048, 256]]
+    assert pixels_of(tmp_path / "a.tif", 1) == [[0, 128, 16]]
+
+
+def test_a_dark_16_bit_png_is_dark_even_where_pillow_gives_it_as_integers(tmp_path, monkeypatch):
+    saved(tmp_path / "a.png", np.array([[0, 200, 255]], dtype=np.uint16))
+    opened = Image.open(tmp_path / "a.png")
+    integers = Image.fromarray(np.array([[0, 200, 255]], dtype=np.int32))  # as Pillow did before 10
+    integers.format = opened.format
+    monkeypatch.setattr(Image, "open", lambda path: integers)
+    assert pixels_of(tmp_path / "a.png", 1) == [[0, 1, 1]]
+
+
+def test_jpeg_2000_and_pfm_have_their_white_where_their_formats_have_it(tmp_path):
+    if features.check("jpg_2000"):
+        saved(tmp_path / "a.jp2", np.array([[0, 257, 4000, 257]] * 4, dtype=np.uint16), irreversible=False)
+        assert pixels_of(tmp_path / "a.jp2", 1)[0] == [0, 1, 16, 1]
+    for scale, kind in (("-1.0", "<f4"), ("1.0", ">f4")):  # a Portable FloatMap, whose white is 1
+        (tmp_path / "a.pnm").write_bytes(f"Pf 2 1\n{scale}\n".encode() + np.array([0.5, 1], dtype=kind).tobytes())
+        assert pixels_of(tmp_path / "a.pnm", 1) == [[128, 255]]
+
+
+@pytest.mark.parametrize("white", [1, 15, 100, 255, 1023, 4095, 65535])
+def test_a_portable_map_has_its_white_where_it_says(tmp_path, white):
+    values = np.array([0, white // 3, white], dtype=">u2" if white > 255 else "u1")
+    expected = [round(value * 255 / white) for value in values.tolist()]
+    for kind, shape in (("5", "3 1"), ("6", "1 1")):
+        (tmp_path / "a.pnm").write_bytes(f"P{kind} {shape} {white}\n".encode() + values.tobytes())
+        assert pixels_of(tmp_path / "a.pnm") == [[[v] * 3 for v in expected] if kind == "5" else [expected]]
+
+
+def tiff(path, values, photometric=1, order="<", planes=False, packed=False):
+    """A TIFF file written by hand of values (H, W, samples): order "<" little-endian, ">" big-endian."""
+    values = np.asarray(values)
+    H, W, samples = values.shape
+    arrays = [values[..., i] for i in range(samples)] if planes else [values]
+    parts = [array.astype(values.dtype.newbyteorder(order)).tobytes() for array in arrays]
+    parts = [zlib.compress(part) for part in parts] if packed else parts
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    entries = {
+        256: (3, [W]),
+        257: (3, [H]),
+        258: (3, [8 * values.dtype.itemsize] * samples),
+        259: (3, [8 if packed else 1]),
+    }
+    entries |= {262: (3, [photometric]), 273: (4, [0] * len(parts)), 277: (3, [samples]), 278: (3, [H])}
+    entries |= {279: (4, [len(part) for part in parts]), 284: (3, [2 if planes else 1]), 339: (3, [kind] * samples)}
+    first = 8 + 2 + 12 * len(entries) + 4  # byte of what is too long for the directory
+    after = first + sum(len(v) * {3: 2, 4: 4}[t] for t, v in entries.values() if len(v) * {3: 2, 4: 4}[t] > 4)
+    entries[273] = (4, [after + sum(map(len, parts[:i])) for i in range(len(parts))])
+    directory, longer = b"", b""
+    for tag, (t, numbers) in sorted(entries.items()):
+        field = b"".join(struct.pack(order + {3: "H", 4: "I"}[t], number) for number in numbers)
+        directory += struct.pack(order + "HHI", tag, t, len(numbers))
+        directory += field.ljust(4, b"\0") if len(field) <= 4 else struct.pack(order + "I", first + len(longer))
+        longer += field if len(field) > 4 else b""
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(entries))
+    path.write_bytes(head + directory + struct.pack(order + "I", 0) + longer + b"".join(parts))
+    return path
+
+
+COLOURS = np.array([[[0, 0.5, 1], [1, 0, 0.25]]])  # two pixels
+GREY = np.array([[[0], [0.5], [1]]])
+
+
+def levels(values, kind):
+    """In a type, white being its highest value; of floating point, 1."""
+    white = np.iinfo(kind).max if np.dtype(kind).kind in "ui" else 1
+    return np.floor(values * white).astype(kind)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("packed", [False, True])
+def test_whole_numbers_of_8_and_16_bits_in_a_tiff_are_right_whatever_the_order_or_refused(tmp_path, order, packed):
+    path, how = tmp_path / "a.tif", {"order": order, "packed": packed}
+    for kind in (np.uint8, np.uint16):
+        assert pixels_of(tiff(path, levels(COLOURS, kind), 2, **how)) == [[[0, 127, 255], [255, 0, 63]]]
+        assert pixels_of(tiff(path, levels(GREY, kind), 1, **how), 1) in ([[0, 127, 255]], [[0, 128, 255]])
+        tiff(path, levels(COLOURS, kind), 2, planes=True, **how)
+        if kind is np.uint8 or packed:
+            assert pixels_of(path) == [[[0, 127, 255], [255, 0, 63]]]
+        else:  # Pillow gives other pixels
+            refused(path, "planes of 16 bits", "8 or 16 bits a sample, as PNG")
+    refused(tiff(path, np.array([[[-1], [1]]], dtype=np.int8), **how), "signed")
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("packed", [False, True])
+def test_floating_point_and_signed_numbers_in_a_tiff_are_right_whatever_the_order_or_refused(tmp_path, order, packed):
+    path, how = tmp_path / "a.tif", {"order": order, "packed": packed}
+    for values, expected in (
+        (GREY.astype(np.float32), [0, 128, 255]),
+        (np.array([[[0], [100], [255]]], np.int16), [0, 100, 255]),
+    ):
+        tiff(path, values, **how)
+        if order == "<" or not packed:
+            assert pixels_of(path, 1) == [expected]
+        else:  # Pillow turns their bytes round twice
+            refused(path, "big-endian and compressed")
+
+
+OTHERS = {
+    "colours of 32 bits": (
+        COLOURS.astype(np.float32),
+        2,
+        "a TIFF of 3 x 32 bits, floating point, which Pillow does not",
+    ),
+    "double precision": (GREY.astype(np.float64), 1, "a TIFF of 1 x 64 bits, floating point, which"),
+    "half precision": (GREY.astype(np.float16), 1, "a TIFF of 1 x 16 bits, floating point, which"),
+    "whole numbers of 32 bits": (levels(GREY, np.uint32), 1, "its pixels reach from 0 to 4.29497e+09"),
+    "colours and whole numbers of 32 bits": (levels(COLOURS, np.uint32), 2, "a TIFF of 3 x 32 bits which"),
+    "grey and transparency of 16 bits": (levels(COLOURS[..., :2], np.uint16), 1, "a TIFF of 2 x 16 bits which"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_tiff_that_pillow_does_not_read_is_called_what_it_is(tmp_path, what):
+    values, photometric, words = OTHERS[what]
+    refused(tiff(tmp_path / "a.tif", values, photometric), words, "8 or 16 bits a sample")
