@@ -197,7 +197,8 @@ PAPER: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     (None, "imagenet", None, {"batch_size": 64, "eval_every": 21}),
     (LIKE_FAST, CIFAR, "vgg11", {"adv": 1.0}),
     (LIKE_FAST, CIFAR, "wrn40_2", {"adv": 1.1, "oh": 0.4}),
-    (FASTS, (*CIFAR, "tiny_imagenet"), None, {"epochs": 220, "reset_l0": 0.636}),
+    (FASTS, (*CIFAR, "tiny_imagenet"), None, {"epochs": 220}),
+    ("fast_meta", (*CIFAR, "tiny_imagenet"), None, {"reset_l0": 0.636}),
     ("aeahl_rg", "tiny_imagenet", None, {"g_steps": 50}),
     ("aeahl_rg", "imagenet", None, {"g_steps": 50, "synthesis_batch_size": 64}),
     ("nayer", CIFAR, None, {"epochs": 120, "batch_size": 512}),
@@ -213,7 +214,7 @@ PAPER: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     ("dafl", "cifar100", None, {"oh": 0.5, "balance": 20 / math.log(10)}),
     ("dafl", "mnist", None, {"epochs": 200, "ep_steps": 120, "batch_size": 512, "nz": 100, "lr_g": 0.2}),
     ("dafl", "mnist", None, ADAM | {"lr_min": 2e-3}),
-    ("zskt", (*CIFAR, "svhn"), None, {"epochs": 73, "ep_steps": 1000, "batch_size": 128, "nz": 100}),
+    ("zskt", (*CIFAR, "svhn"), None, {"epochs": 800, "ep_steps": 1000, "batch_size": 128, "nz": 100}),
     ("zskt", ("cifar10", "svhn"), None, {"at": 2500.0}),
     ("dfad", CIFAR, None, {"epochs": 500, "ep_steps": 250, "lr": 0.1, "weight_decay": 5e-4}),
     ("dfad", CIFAR, None, {"lr_steps": (0.2, 0.4), "lr_g_steps": (0.2, 0.4)}),
@@ -253,7 +254,7 @@ FAST: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     (LIKE_FAST, NATURAL, None, {"synthesis_batch_size": 128, "ngf": 32, "oh": 1.5}),
     ("aeahl_rg", NATURAL, None, {"meta": "none"}),
     ("nayer", NATURAL, None, {"synthesis_batch_size": 250, "loops": 1, "warmup_loops": 2, "g_steps": 20}),
-    (FASTS, NATURAL, None, {"reset_l0": 0.636}),
+    ("fast_meta", NATURAL, None, {"reset_l0": 0.636}),
 ]
 PRESETS = {"paper": PAPER, "fast": [*PAPER, *FAST]}
 PUBLISHED = ("cifar10", "cifar100", "svhn", "tiny_imagenet", "imagenet")  # where paper is the default

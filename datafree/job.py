@@ -48,9 +48,12 @@ class Fresh:
     costs: Costs
 
     def drawn(self, count: int, size: int) -> Iterator[Rows]:
-        """As the method gives them."""
+        """As the method gives them; one that comes again is made once."""
+        before = None
         for batch in self.method.batches(count, size):
-            self.costs.made(len(batch))
+            if self.method.makes_images and batch is not before:
+                self.costs.made(len(batch))
+            before = batch
             yield batch.rows
 
     def made(self, drawn: Rows) -> Batch:

@@ -119,8 +119,11 @@ def run_job(job: Job, path: Path, images: Images | None, config: Mapping[str, An
                 run.progress.planning_seconds = job.planning_seconds
             found = job.teacher_checksum, None if images is None else len(images)
             processes.check_same(found, "teachers or test sets")
+            job.context.costs.take()  # what was tried while all was built
             evaluation = Evaluation(job.context.teacher, images, compute)
+            looked = job.context.costs.take()
+            if run.progress.epoch == 0:
+                run.spend("evaluation", looked)
             for line in evaluation.about_teacher():
                 run.folder.log(line)
-            job.context.costs.take()  # what was spent before the first round is no round's
             loop(job, run, evaluation)

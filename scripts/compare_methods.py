@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     task = ["--dataset", args.dataset, "--teacher", args.teacher, "--student", args.student, *budget]
     if args.teacher_path:
         task += ["--teacher_path", str(args.teacher_path)]
-    named = [method if ":" in method else f"{method}: --method {method}" for method in args.methods]
+    named = [method if ": " in method else f"{labelled(method)}: --method {method}" for method in args.methods]
     settings = {label: f"{shlex.join(task)} {args.flags} {flags}" for label, flags in split(named)}
     planned = {(label, seed): flags for seed in args.seeds for label, flags in settings.items()}
     jobs = plan(planned, args)
@@ -67,6 +67,11 @@ def main(argv: list[str]) -> None:
     report(groups, failed, args)
     if not any(groups.values()):
         raise UserError("no run came to its end", "see what they said")
+
+
+def labelled(method: str) -> str:
+    """What stands in the table: of FILE.py:CLASS the class."""
+    return method.rsplit(":", 1)[-1]
 
 
 def arguments(argv: list[str]) -> Namespace:
@@ -109,9 +114,8 @@ def numbers(groups: Groups) -> pd.DataFrame:
     rows = []
     for label, runs in groups.items():
         for run in runs:
-            made = sum(counts.get("images_made", 0) for counts in run.summary.get("costs", {}).values())
             spent = run.summary["seconds_total"] + run.summary.get("seconds_planning", 0)
-            summary = run.summary | {"images_made": made, "budget_spent": spent}
+            summary = run.summary | {"images_made": run.images_made, "budget_spent": spent}
             row = {"method": label, "seed": run.config["seed"]}
             rows.append(row | {name: summary.get(name) for name, _, _ in NUMBERS.values()})
     return pd.DataFrame(rows, columns=["method", "seed", *(name for name, _, _ in NUMBERS.values())])

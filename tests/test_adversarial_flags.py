@@ -20,7 +20,7 @@ STEPS = {  # of generator and student in a whole run, as the reference codes cou
     ("dafl", "mnist"): (200 * 120, 200 * 120),
     ("dfad", "mnist"): (40 * 50, 40 * 50 * 5),
     ("dafl", "cifar100"): (2000 * 120, 2000 * 120),
-    ("zskt", "cifar10"): (7300, 73000),  # 80,000 uses of a batch, 11 a round: 7,273 rounds, here whole epochs
+    ("zskt", "cifar10"): (80_000, 800_000),
     ("dfad", "cifar10"): (500 * 50, 500 * 50 * 5),
     ("dfq", "cifar10"): (250 * 400, 200 * 400 * 10),
 }

@@ -93,6 +93,21 @@ def test_a_broken_driver_is_warned_about_and_a_machine_without_a_gpu_is_not(mach
     assert len(device.choose().about()) == 2
 
 
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("bf16", True)])
+def test_fp32_on_a_gpu_is_fp32_and_the_gpu_that_was_named_becomes_the_current_one(precision, tf32, monkeypatch):
+    current, products = [], []
+    found = torch.device("cuda", 1)
+    monkeypatch.setattr(device, "_device", lambda name: found)
+    monkeypatch.setattr(device, "_check_works", lambda found: None)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", products.append)
+    for name in ("allow_tf32", "benchmark"):  # set again when the test ends
+        monkeypatch.setattr(torch.backends.cudnn, name, not tf32)
+    device.choose("cuda:1", precision)
+    assert current == [found] and products == ["high" if tf32 else "highest"]
+    assert torch.backends.cudnn.allow_tf32 is tf32
+
+
 def test_a_gpu_that_can_do_nothing_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda found: "GeForce 710")
     lines = "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be\n"

@@ -72,7 +72,7 @@ def test_its_file_is_removed_by_overwrite_and_no_other(own, alone, tmp_path):
 
 def test_a_flag_of_another_method_is_refused_with_whose_it_is(own):
     message = error_of([*own, "--g_steps", "3"])
-    assert "--g_steps belongs to method aeahl_rg" in message and "--method aeahl_rg" in message
+    assert "--g_steps belongs to methods aeahl_rg, " in message and "choose such a --method" in message
     assert "unknown flag --foo" in error_of([*LINE, "--foo", "3"])
 
 

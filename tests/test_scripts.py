@@ -131,7 +131,12 @@ def test_interrupted_ablation_prints_what_has_finished(tmp_path, run, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "line", [["ablation", "kd: --method kd", "--name", "n"], ["compare_methods", "--methods", "kd"]]
+    "line",
+    [
+        ["ablation", "kd: --method kd", "--name", "n"],
+        ["compare_methods", "--methods", "kd"],
+        ["compare_methods", "--methods", "docs/pixels.py:Pixels"],
+    ],
 )
 def test_a_dry_run_prints_the_plan_and_makes_nothing(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

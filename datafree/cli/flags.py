@@ -228,15 +228,23 @@ def names_of(config: type[Config]) -> set[str]:
 
 
 def flags_of_others(methods: dict[str, type[Method]], configs: dict[str, type[Config]]) -> dict[str, tuple[str, str]]:
-    """Of flags that none of ``configs`` has but another method or other targets do: whose, and how to choose it."""
-    told = {}
+    """Of flags that none of ``configs`` has but other methods or other targets do: whose, and how to choose those."""
+    owners: dict[str, list[str]] = {}
     for name, method in methods.items():
         for each in fields(method.Config):
-            told.setdefault(each.name, (f"method {name}", f"choose it with --method {name}, or leave the flag out"))
-    for name, remedy in (("hard", "add --hl --no_aea, or --hl"), ("attack", "add --hl (without --no_aea)")):
+            owners.setdefault(each.name, []).append(name)
+    told = {
+        flag: (f"method{'s' * (len(names) > 1)} {', '.join(names)}", "choose such a --method, or leave the flag out")
+        for flag, names in owners.items()
+    }
+    known = set().union(*(names_of(config) for config in configs.values()))
+    remedies = {"soft": "", "hard": "add --hl --no_aea, or --hl", "attack": "add --hl (without --no_aea)"}
+    if not names_of(TARGETS["soft"].Config) <= known:  # the method has targets of its own
+        remedies = dict.fromkeys(remedies, "leave it out: what this method's student learns is its own")
+    for name, remedy in remedies.items():
+        whose = "targets that ask the teacher" if name == "soft" else f"the hard loss ({name} targets)"
         for each in fields(TARGETS[name].Config):
-            told.setdefault(each.name, (f"the hard loss ({name} targets)", remedy))
-    known = {each.name for config in configs.values() for each in fields(config)}
+            told.setdefault(each.name, (whose, remedy))
     return {name: about for name, about in told.items() if name not in known}
 
 

@@ -44,6 +44,7 @@ class Method(ABC):
     Attributes:
         pooled: whether batches are kept in the pool, from which the student learns; else it learns from ``sample``. An
             instance may say otherwise.
+        makes_images: whether what the student learns from is counted as made; not where it is real.
         targets: the name of its targets, where they are not those that --hl and --no_aea choose.
         defaults: flags of loop, student and targets that its runs have where nothing else is said, whatever their own
             defaults and a data set's preset are.
@@ -51,6 +52,7 @@ class Method(ABC):
     """
 
     pooled: bool = True
+    makes_images: bool = True
     targets: str = ""
     defaults: dict[str, Any] = {}  # noqa: RUF012 (read only)
     columns: dict[str, Column] = {}  # noqa: RUF012 (read only)
@@ -105,7 +107,7 @@ class Method(ABC):
         """Fresh images (count, C, H, W) in [0, 1] of the generator as it is, noise from the named stream."""
 
     def batches(self, count: int, size: int) -> Iterator[Batch]:
-        """For the student of a method without a pool: ``count`` batches of fresh images."""
+        """For the student of a method without a pool: ``count`` batches of fresh images; one may come several times."""
         for _ in range(count):
             yield Batch(self.sample(size))
 

@@ -24,7 +24,7 @@ from .base import Method
 class Kd(Method):
     """Draws from the stream "distillation", for pictures from "sample"."""
 
-    pooled = False
+    pooled = makes_images = False
     defaults = {"warmup": 0}  # noqa: RUF012 (read only)
 
     def __init__(self, context: Context, config: "Kd.Config"):

@@ -12,7 +12,7 @@ from .run_reader import mean_and_std
 PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), comment="#", index_col=["data set", "pair"])
 COSTS = {"seconds_synthesis": ("synthesis, s", 1), "seconds_total": ("total, s", 1)}  # measure: header, decimals
 COSTS |= {"teacher_passes": ("teacher passes", 0)}  # images through it, forward and backward, evaluation left out
-COSTS |= {"peak_memory_mb": ("peak memory, MiB", 0), "images": ("images made", 0)}
+COSTS |= {"peak_memory_mb": ("peak memory, MiB", 0), "images_made": ("images made", 0)}
 MEASURES = ["accuracy_last", "accuracy_best", "agreement", "accuracy_teacher", *COSTS]
 MATHS = str.maketrans({"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$"})  # what pandas leaves as it is
 
