@@ -115,7 +115,7 @@ def numbers(groups: Groups) -> pd.DataFrame:
     for label, runs in groups.items():
         for run in runs:
             spent = run.summary["seconds_total"] + run.summary.get("seconds_planning", 0)
-            summary = run.summary | {"images_made": run.images_made, "budget_spent": spent}
+            summary = run.summary | {"budget_spent": spent}
             row = {"method": label, "seed": run.config["seed"]}
             rows.append(row | {name: summary.get(name) for name, _, _ in NUMBERS.values()})
     return pd.DataFrame(rows, columns=["method", "seed", *(name for name, _, _ in NUMBERS.values())])

@@ -49,8 +49,7 @@ def observe(run: RunNetworks, synthetic: int, attacked: int, seed: int = 0) -> t
     known = torch.tensor(on_real.index[on_real.right][:attacked])
     changed = carlini_wagner(teacher, real[known], run.spec.num_classes)
     judged = {REAL: on_real, SYNTHETIC: on_made, AGAIN: judge(teacher, made, labels)}
-    judged |= {UNDER_P: judge(teacher, under_P, labels)}
-    judged |= {CARLINI_WAGNER: judge(teacher, changed, images.labels[known])}
+    judged |= {UNDER_P: judge(teacher, under_P, labels), CARLINI_WAGNER: judge(teacher, changed, images.labels[known])}
     pixels = {REAL: real, SYNTHETIC: made, AGAIN: made, UNDER_P: under_P, CARLINI_WAGNER: changed}
     return pixels, pd.concat(judged, names=["images"])
 

@@ -28,9 +28,8 @@ _SHADES = LinearSegmentedColormap.from_list("shades", [(0.0, 0.447, 0.698, 0.0),
 
 def curves_of(metrics: pd.DataFrame) -> dict[str, tuple[str, list[str]]]:
     """By title, the unit and the columns of each pair of axes: every column with any value, whatever was reported."""
-    columns = [
-        name for name in metrics if name not in ("epoch", "round", "teacher_passes") and metrics[name].notna().any()
-    ]
+    metrics = metrics.drop(columns=["epoch", "round", "teacher_passes"], errors="ignore")
+    columns = [name for name in metrics if metrics[name].notna().any()]
     seconds = [name for name in columns if name.startswith("seconds_")]
     losses = [name for name in columns if name.startswith("loss")]
     rest = [name for name in columns if name not in (*PERCENT, *seconds, *losses, "lr")]

@@ -141,7 +141,7 @@ def draw_points(groups: Mapping[str, Sequence[FinishedRun]], path: Path) -> None
 
 
 def draw_images(rows: Mapping[str, Tensor], path: Path, texts: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Pixels in [0, 1], (n, 3, H, W) a row, any n, under its name; a short text above each image, where there are."""
+    """Pixels in [0, 1], (n, 1 or 3, H, W) a row, any n, under its name; a short text above each, where there are."""
     columns = max(map(len, rows.values()))
     width, height = (0.95, 1.35) if texts else (0.65, 0.9)
     figure = plt.figure(figsize=(max(4.0, width * columns), height * len(rows)), layout="constrained")
@@ -151,7 +151,8 @@ def draw_images(rows: Mapping[str, Tensor], path: Path, texts: Mapping[str, Sequ
         for number, cell in enumerate(cells):
             cell.axis("off")
             if number < len(images):
-                cell.imshow(images[number].permute(1, 2, 0).float().clamp(0, 1).cpu(), interpolation="nearest")
+                pixels = images[number].expand(3, -1, -1).permute(1, 2, 0).float().clamp(0, 1).cpu()
+                cell.imshow(pixels, interpolation="nearest")
                 cell.set_title(texts[name][number] if texts else "", fontsize=7)
     save(figure, path, dpi=90)
     # 128 colours make a third of the bytes, which matters in a notebook.

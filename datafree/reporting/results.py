@@ -35,7 +35,7 @@ def collect(runs: Iterable[FinishedRun]) -> tuple[pd.DataFrame, list[str]]:
     runs = {run.path.resolve(): run for run in runs}.values()  # a folder named twice is one run
     known = [(*run.task, run.method, "", "", run.config["seed"], run, run.complete) for run in runs]
     frame = pd.DataFrame(known, columns=COLUMNS).astype({"complete": bool})
-    numbers = pd.DataFrame([run.summary | {"images_made": run.images_made} for run in runs], index=frame.index)
+    numbers = pd.DataFrame([run.summary for run in runs], index=frame.index)
     frame, notes = frame.join(numbers.drop(columns=COLUMNS, errors="ignore")), []
     for (*task, method), group in frame.groupby([*TASK, "method"], sort=False):
         told = _differing([settings(run) for run in group.run])

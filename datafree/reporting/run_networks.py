@@ -29,7 +29,7 @@ from ..models.perturbation import load_perturbation
 from ..targets.attack import perturb
 from .run_reader import read_run
 
-KEPT, DECODER, ABANDONED = PARTS = GENERATOR_FILE, DECODER_FILE, ABANDONED_FILE
+PARTS = GENERATOR_FILE, DECODER_FILE, ABANDONED_FILE
 
 
 class RunNetworks:
@@ -58,10 +58,8 @@ class RunNetworks:
 
     @cached_property
     def teacher(self) -> Classifier:
-        path = self.config["teacher_path"]
-        return self._classifier(
-            "teacher", path, "teacher checkpoint", "file" if path else "own", self.config.get("teacher_weights")
-        )
+        path, weights = self.config["teacher_path"], self.config.get("teacher_weights")
+        return self._classifier("teacher", path, "teacher checkpoint", "file" if path else "own", weights)
 
     @cached_property
     def student(self) -> Classifier:
@@ -75,13 +73,13 @@ class RunNetworks:
 
     def generator_of_next_task(self, seed: int, abandoned: bool = False) -> nn.Module:
         """G as the next task of that seed meets it: g1 random, d this run's, g2 the network kept (or the other one)."""
-        parts = self.path / (ABANDONED if abandoned else KEPT), self.path / DECODER
+        parts = self.path / (ABANDONED_FILE if abandoned else GENERATOR_FILE), self.path / DECODER_FILE
         return self._ready(build_generator(seed, self.nz, self.config["ngf"], self.spec.shape, *parts))
 
     @cached_property
     def generator(self) -> nn.Module:
         """G with g1 = the abandoned network, g2 = the one kept for reuse, and d: noise (B, nz) to pixels."""
-        generator, file = self.generator_of_next_task(seed=0), self.path / ABANDONED
+        generator, file = self.generator_of_next_task(seed=0), self.path / ABANDONED_FILE
         generator.g1 = self._ready(load_generative_network(file, self.nz, self.spec.shape))
         return generator
 

@@ -46,12 +46,6 @@ class FinishedRun:
         name = config["mode"] if name == "aeahl_rg" else name
         return name + ("-hl-noaea" if config.get("no_aea") else "-hl") * bool(config.get("hl"))
 
-    @property
-    def images_made(self) -> int | None:
-        """For whatever purpose; None where that was not counted."""
-        costs = self.summary.get("costs")
-        return costs and sum(counts.get("images_made", 0) for counts in costs.values())
-
     def epochs_to(self, value: float, column: str = "accuracy") -> int | None:
         """The first epoch, warm-up counted, with at least that accuracy (%) or at most that loss; None: not reached."""
         values = self.metrics.get(column, pd.Series(dtype=float))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import configuration, processes
 from ..configuration import knob
 from ..data.pool import ImagePool
-from ..engine.costs import teacher_passes
+from ..engine.costs import MADE, teacher_passes
 from ..engine.device import Compute, peak_memory_mb
 from ..engine.evaluation import Score
 from ..engine.readings import Readings, Stopwatch
@@ -205,7 +205,9 @@ class Run:
         told = {"accuracy_last": progress.score.accuracy, "accuracy_best": progress.best.accuracy}
         told |= {"epochs": progress.epoch, **progress.seconds, "peak_memory_mb": peak_memory_mb(self.compute.device)}
         costs = {purpose: counts for purpose, counts in progress.costs.items() if counts}
-        told |= {"teacher_passes": progress.teacher_passes, "costs": costs} if costs else {}
+        if costs:
+            made = sum(counts.get(MADE, 0) for counts in costs.values())
+            told |= {"teacher_passes": progress.teacher_passes, MADE: made, "costs": costs}
         self.folder.finish(told | dict(summary))
 
 
