@@ -10,9 +10,10 @@ from programs import FOLDER, OF_RESNET8, QUICK, at_epoch, error_of, few_digits, 
 from datafree.engine.costs import Costs
 from datafree.runs import budget
 from datafree.runs.budget import Prices, Trial, planned
+from datafree.runs.snapshot import Snapshot
 from scripts.kill_test import differences
 
-PRICES = Prices(warmup=2, synthesis=3, step=0.5, evaluation=7, once=11)
+PRICES = Prices(warmup=2, synthesis=3, step=0.5, evaluation=7, once=11, saving=0.25)
 LENGTH = SimpleNamespace(epochs=40, warmup=4, eval_every=3, rounds=[4, 4, 2])  # a tenth is warm-up
 A_ROUND = 4 * 8 + 2 * 8  # teacher passes of QUICK: two iterations, both ways, and two steps
 WARMUP, FINISH = 4 * 8, 2 * 4 * 8 + 2
@@ -21,7 +22,7 @@ WARMUP, FINISH = 4 * 8, 2 * 4 * 8 + 2
 def by_hand(epochs, warmup):
     total = 11
     for epoch in range(1, epochs + 1):
-        total += 3 * 2 if epoch <= warmup else 3 * 3 + 10 * 0.5
+        total += 0.25 + (3 * 2 if epoch <= warmup else 3 * 3 + 10 * 0.5)
         total += 7 if epoch > warmup and (epoch % 3 == 0 or epoch == epochs) else 0
     return total
 
@@ -31,7 +32,7 @@ def test_a_run_costs_the_sum_of_its_parts(epochs, warmup):
     assert PRICES.of(LENGTH, epochs, warmup) == by_hand(epochs, warmup)
 
 
-@pytest.mark.parametrize("amount", [32, 33, 100, 1000, 12345.6])
+@pytest.mark.parametrize("amount", [33, 34, 100, 1000, 12345.6])
 def test_the_plan_is_the_longest_run_within_the_budget(amount):
     epochs, warmup = planned(amount, "s", PRICES, LENGTH)
     assert warmup == min(round(epochs / 10), epochs - 1)
@@ -39,12 +40,12 @@ def test_the_plan_is_the_longest_run_within_the_budget(amount):
 
 
 def test_a_budget_of_less_than_an_epoch_is_refused():
-    with user_error("the budget of 31 s is less than one epoch takes, 32"):
-        planned(31, "s", PRICES, LENGTH)
+    with user_error("the budget of 32 s is less than one epoch takes, 32.2"):
+        planned(32, "s", PRICES, LENGTH)
 
 
 def test_a_budget_that_is_over_before_the_run_begins_is_refused(monkeypatch):
-    monkeypatch.setattr(budget, "prices", lambda *_: [(0, 0)] * 5)
+    monkeypatch.setattr(budget, "prices", lambda *_: [(0, 0)] * 6)
     with user_error("the budget of 5 s is less than the ", "s that went before the run begins"):
         budget.plan_within((5, "s"), LENGTH, lambda: None, lambda: None, time.perf_counter() - 7)
 
@@ -102,18 +103,34 @@ def test_a_plan_by_teacher_passes_is_kept_to_the_pass_and_leaves_no_trace_in_the
 
 @pytest.mark.slow
 def test_a_plan_by_seconds_says_how_near_it_came_and_a_resumption_keeps_it(tmp_path, at_epoch):  # noqa: F811
-    flags = [*QUICK, "--budget_seconds", "5", "--run_root", tmp_path]
+    flags = [*QUICK, "--budget_seconds", "8", "--run_root", tmp_path]
     at_epoch(2)
     assert run(flags)[0] == 143
     before = json_of(tmp_path / FOLDER / "config.json")
     assert before["epochs"] > 3 and before["warmup"] == round(before["epochs"] / 3)
     finished([*flags, "--resume"])
     summary = json_of(tmp_path / FOLDER / "summary.json")
-    assert summary["epochs"] == before["epochs"] and summary["budget"] == 5
-    assert 0 < summary["seconds_planning"] < 5
+    assert summary["epochs"] == before["epochs"] and summary["budget"] == 8
+    assert 0 < summary["seconds_planning"] < 8
     spent = summary["seconds_total"] + summary["seconds_planning"]
     assert summary["budget_spent"] == pytest.approx(spent, abs=0.5)
     assert f"spent {summary['budget_spent']:,.0f}," in (tmp_path / FOLDER / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("every", "most"), [("1", 16), ("4", 64)])
+def test_saving_is_in_the_plan(every, most, tmp_path, monkeypatch, few_digits):  # noqa: F811
+    saved = Snapshot.save
+
+    def slow(snapshot):
+        time.sleep(0.5)
+        saved(snapshot)
+
+    monkeypatch.setattr(Snapshot, "save", slow)
+    finished([*QUICK, "--budget_seconds", "8", "--eval_every", "1000", "--save_every", every, "--run_root", tmp_path])
+    summary = json_of(tmp_path / FOLDER / "summary.json")
+    assert 2 <= summary["epochs"] <= most  # half a second a save
+    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
 
 
 def test_contradicting_and_hopeless_budgets_are_refused():

@@ -1,16 +1,19 @@
 """How many epochs a budget buys: the parts of an epoch are tried on copies, before the run begins.
 
 an epoch of warm-up    rounds * synthesis
-an epoch               rounds * synthesis + steps * distillation, and now and then an evaluation
+an epoch               rounds * synthesis + steps * distillation, and now and then an evaluation and a saved state
 the plan               the most epochs within the budget, the share of warm-up as it was
 """
 
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from .. import processes
+from .. import files, processes
 from ..configuration import Config, knob
 from ..data.specs import Images
 from ..engine.costs import Costs, teacher_passes
@@ -18,6 +21,8 @@ from ..engine.device import Compute, synchronise
 from ..engine.evaluation import Evaluation
 from ..engine.randomness import global_draws_forgotten
 from ..errors import UserError
+from .run import period
+from .snapshot import Snapshot
 
 SHARE = 0.01  # of the seconds, over which each part is timed; chosen by us
 LARGEST = 2**20  # epochs
@@ -58,20 +63,25 @@ class Length(Protocol):
 
 @dataclass(frozen=True)
 class Prices:
-    """Of a round's synthesis in warm-up and later, of a distillation step, an evaluation, and of what comes once."""
+    """Of a round's synthesis in warm-up and later, of a distillation step, an evaluation, and of what comes once.
+
+    Saving is spread over the epochs: of a state that is saved in every fifth a fifth.
+    """
 
     warmup: float
     synthesis: float
     step: float
     evaluation: float = 0.0
     once: float = 0.0
+    saving: float = 0.0
 
     def of(self, length: Length, epochs: int, warmup: int) -> float:
         """A run of so many epochs, warm-up among them."""
         rounds, learning = len(length.rounds), epochs - warmup
         evaluations = sum(epoch % length.eval_every == 0 or epoch == epochs for epoch in range(warmup + 1, epochs + 1))
         an_epoch = rounds * self.synthesis + sum(length.rounds) * self.step
-        return self.once + warmup * rounds * self.warmup + learning * an_epoch + evaluations * self.evaluation
+        worked = warmup * rounds * self.warmup + learning * an_epoch + evaluations * self.evaluation
+        return self.once + worked + epochs * self.saving
 
 
 def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[int, int]:
@@ -87,7 +97,7 @@ def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[i
     def warm(epochs: int) -> int:
         return min(round(length.warmup / length.epochs * epochs), epochs - 1)
 
-    if prices.of(length, 1, 0) == prices.once:
+    if prices.of(length, 1, 0) == prices.once + prices.saving:
         raise UserError(f"an epoch takes no {unit}: the budget sets no end to it", "give --budget_seconds or --epochs")
     if not within(1):
         what = f"the budget of {budget:g} {unit} is less than one epoch takes, {prices.of(length, 1, 0):.3g}"
@@ -190,4 +200,17 @@ def prices(job: Any, images: Images | None, enough: float) -> list[tuple[float, 
     step = tuple(each / count for each in trial(lambda: job.student.learn(job.source, job.targets, count)))
     scored = trial(lambda: job.score(evaluation[0]))
     ended = trial(method.finish, 0)
-    return [warmup, later, step, (scored[0], 0.0), (began[0] + ended[0], ended[1])]
+    count, in_seconds = period(job.values.save_every)
+    saved = 0.0 if in_seconds else trial(lambda: save_aside(job))[0] / count
+    return [warmup, later, step, (scored[0], 0.0), (began[0] + ended[0], ended[1]), (saved, 0.0)]
+
+
+def save_aside(job: Any) -> None:
+    """Writes what an epoch saves where the run will, into a folder that goes. Several processes call it together."""
+    root = job.values.run_root if os.path.isdir(job.values.run_root) else None
+    with tempfile.TemporaryDirectory(dir=root, prefix=".budget-") as own:
+        folder = Path(processes.agreed(own))
+        Snapshot(folder, job.parts, job.pool).save()
+        if processes.first():
+            files.save(job.student.classifier.state_dict(), folder / "student_last.pth")
+        processes.wait_for_all()
