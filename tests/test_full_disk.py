@@ -98,14 +98,15 @@ def test_a_failure_in_the_thread_of_tensorboard_is_reported_by_the_run_and_by_no
     assert "Traceback" not in printed.getvalue() and "Exception" not in printed.getvalue()
 
 
+@pytest.mark.parametrize("how", [[], ["--save_async"]], ids=["waiting", "going on"])
 @pytest.mark.parametrize("free", [0, 100_000, 700_000])
-def test_a_run_that_met_a_full_disk_goes_on_when_there_is_space_and_ends_as_the_one_left_alone(free, tmpfs, alone):
-    line, folder, save = [*QUICK, "--run_root", tmpfs.path], tmpfs.path / FOLDER, Snapshot.save
+def test_a_run_that_met_a_full_disk_goes_on_when_there_is_space_and_ends_as_the_one_left_alone(free, how, tmpfs, alone):
+    line, folder, write = [*QUICK, *how, "--run_root", tmpfs.path], tmpfs.path / FOLDER, Snapshot._write
     with pytest.MonkeyPatch.context() as patch:
         if free:
             tmpfs.leave(free)
         else:  # full from the second epoch on
-            patch.setattr(Snapshot, "save", lambda self: (save(self), tmpfs.leave(0)))
+            patch.setattr(Snapshot, "_write", lambda self, *state: (write(self, *state), tmpfs.leave(0)))
         assert error_of(line).startswith("error: cannot write")
     tmpfs.free()
     finished([*line, "--resume"])

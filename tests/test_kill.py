@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 
 LINES = {
     "KILL": "--epochs 6 --hl --p_width 4 --ep_steps 4 --kd_steps 2 --save_every 3",
+    "KILL of a run that does not wait for its files": "--epochs 5 --save_async",
     "TERM": "--epochs 5",
     "KILL of one of two": "--epochs 4 --processes 2",
     "INT": "--epochs 3 --program train_scratch.py --batch_size 32 --precision fp32",

@@ -90,7 +90,9 @@ def crash_at(monkeypatch, name, occurrence):
 
     whole, append = files.write_whole, Snapshot._append
     monkeypatch.setattr(files, "write_whole", lambda path, write: (strike(path), whole(path, write)))
-    monkeypatch.setattr(Snapshot, "_append", lambda self: (append(self), strike(self.folder / "pool.bin")))
+    monkeypatch.setattr(
+        Snapshot, "_append", lambda self, images: (append(self, images), strike(self.folder / "pool.bin"))
+    )
 
 
 POINTS = {

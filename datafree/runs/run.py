@@ -10,9 +10,10 @@ import copy
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .folder import RunFolder
 from .silent import SilentFolder
 from .snapshot import Snapshot, Stateful
 from .stopping import Stopped, StopRequests
+from .writer import Writer
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class SavingConfig(configuration.Config):
         unit="N|Ns",
         free=True,
     )
+    save_async: bool = knob(False, "write a state while the run goes on: for slow disks and short epochs", free=True)
 
 
 def period(text: str) -> tuple[float, bool]:
@@ -100,6 +103,7 @@ class Run:
         save_every: see SavingConfig.
         stop: signals.
         go_on: what to do to go on with a stopped run.
+        writer: writes states; left after the run.
     """
 
     def __init__(
@@ -111,8 +115,10 @@ class Run:
         save_every: str = "1",
         stop: StopRequests | None = None,
         go_on: str = "",
+        writer: Writer | None = None,
     ):
         self.folder, self.snapshot, self.total, self.compute = folder, snapshot, epochs, compute
+        self.writer = writer or Writer(behind=False)
         self.stop, self.go_on, self.every = stop or StopRequests(), go_on, period(save_every)
         self.progress = Progress()
         snapshot.parts["progress"] = self.progress
@@ -187,17 +193,26 @@ class Run:
         (count, in_seconds), (epoch, then) = self.every, self._saved
         due = self.folder.seconds() - then >= count if in_seconds else progress.epoch - epoch >= count
         due, stopped = processes.largest(processes.first() and due, self.stop.received or 0)
-        if due or stopped or progress.epoch == self.total:
-            for name, contents in self._files.items():
-                self.folder.save(name, contents)
-            self._files = {}
+        last = progress.epoch == self.total
+        if due or stopped or last:
+            self.writer.wait()
             progress.seconds_total = self.folder.seconds()
-            self.snapshot.save()
+            save = self.snapshot.taken() if self.writer.behind else self.snapshot.save
+            status = partial(self.folder.status, "stopped" if stopped else "running", epoch=progress.epoch)
+            self.writer.do(partial(self._write, self._files, save, status))
+            self._files = {}
             self._saved = progress.epoch, self.folder.seconds()
-            self.folder.status("stopped" if stopped else "running", epoch=progress.epoch)
+        if stopped or last:
+            self.writer.wait()
         if stopped:
             processes.stopped()
             raise Stopped(stopped, f"stopped after epoch {progress.epoch}; go on: {self.go_on}")
+
+    def _write(self, contents: Mapping[str, Any], save: Callable[[], None], status: Callable[[], None]) -> None:
+        for name, content in contents.items():
+            self.folder.save(name, content)
+        save()
+        status()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """summary.json, from what was recorded and from what is given."""
@@ -241,6 +256,7 @@ def opened(
         RunFolder(*how) if processes.first() else SilentFolder(path, how[2]) as folder,
         StopRequests() as stop,
         processes.watched(),
+        Writer(values.save_async and processes.size() == 1) as writer,
     ):
         if processes.agreed(folder.complete()):
             yield None
@@ -249,13 +265,15 @@ def opened(
         folder.save_config({**config, "environment": environment(f"{compute.device}, {compute.precision}")})
         for line in remarks:
             folder.log(line)
+        if values.save_async and not writer.behind:
+            folder.log("warning: --save_async is for one process: several wait until all have saved")
         program = sys.argv[0] if Path(sys.argv[0]).name == config["program"] else config["program"]
         starter = ["python"]
         if processes.size() > 1:
             starter = ["torchrun", f"--nproc_per_node={processes.local()[1]}"]
         by_hand = shlex.join([*starter, program, "--resume", str(path)])
         go_on = by_hand if config["program"].endswith(".py") else "call it again with resume=True"
-        yield Run(folder, Snapshot(path, parts, pool), values.epochs, compute, values.save_every, stop, go_on)
+        yield Run(folder, Snapshot(path, parts, pool), values.epochs, compute, values.save_every, stop, go_on, writer)
 
 
 def epoch_line(row: Mapping[str, Any], total: int) -> str:

@@ -1,6 +1,7 @@
 """A run's complete state after an epoch: last.pth, and beside it pool.bin, which only ever grows.
 
-    save:  append the new images to pool.bin, a chunk a round;  replace last.pth, which says how much of pool.bin counts
+    save:  copy the state where the run is to go on meanwhile (--save_async, writer.py)
+           append the new images to pool.bin, a chunk a round;  replace last.pth, which says how much of pool.bin counts
     load:  read of pool.bin what last.pth says, compare checksums, put every part's state where it was
 
 A kill between the two leaves a longer pool.bin than last.pth knows of; the next save writes over the rest.
@@ -10,10 +11,13 @@ files last-N-K-a.pth and -b.pth in turn, before last.pth says which of them coun
 images are dealt out anew, and each process takes the streams of the one that had its number, or begins new ones.
 """
 
+import copy
+import itertools
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -82,12 +86,30 @@ class Snapshot:
 
         Several processes call it together.
         """
+        self._write(self._state(), self._new_images())
+
+    def taken(self) -> Callable[[], None]:
+        """What writes the state of now, whatever has become of it when it is called; of one process."""
+        return partial(self._write, copy.deepcopy(self._state()), self._new_images())
+
+    def _state(self) -> dict[str, Any]:
+        states = {name: part.state_dict() for name, part in self.parts.items()}  # in all processes: see sharding.py
+        kept = {name: state for name, state in states.items() if name in OWN or processes.first()}
+        chunks = {} if self.pool is None else {"pool_chunks": list(self.pool.chunks)}
+        return kept | chunks | {"global_rng": global_states()}
+
+    def _new_images(self) -> list[list[Tensor]]:
+        """Chunks that are not in pool.bin yet, as views: images in the pool stay what they are."""
+        done = len(self._checksums)
+        chunks = [] if self.pool is None else self.pool.chunks
+        ends = list(itertools.accumulate(chunks, initial=0))
+        return [self.pool.rows(start, end) for start, end in itertools.pairwise(ends[done:])]
+
+    def _write(self, own: dict[str, Any], images: list[list[Tensor]]) -> None:
         size, rank = processes.size(), processes.rank()
-        own = {name: part.state_dict() for name, part in self.parts.items() if name in OWN or rank == 0}
         if self.pool is not None:
-            self._append()
-            own |= {"pool_chunks": list(self.pool.chunks), "pool_checksums": list(self._checksums)}
-        own |= {"global_rng": global_states()}
+            self._append(images)
+            own |= {"pool_checksums": list(self._checksums)}
         self._turn = "b" if self._turn == "a" else "a"
         if rank > 0:
             files.save(own, own_file(self.folder, rank, size, self._turn))
@@ -161,23 +183,18 @@ class Snapshot:
         for rows, values in zip(self.pool.rows(0, len(self.pool)), columns, strict=True):
             rows.copy_(values)
 
-    def _append(self) -> None:
-        done = len(self._checksums)
-        new, start = self.pool.chunks[done:], sum(self.pool.chunks[:done])
-        if not new:
+    def _append(self, images: list[list[Tensor]]) -> None:
+        if not images:
             return
         path = pool_file(self.folder, processes.rank(), processes.size())
-        before = start * self.pool.bytes_per_image
+        before = sum(self.pool.chunks[: len(self._checksums)]) * self.pool.bytes_per_image
         try:
-            with open(path, "r+b" if start else "wb") as file:
+            with open(path, "r+b" if before else "wb") as file:
                 if os.fstat(file.fileno()).st_size < before:
                     raise UserError(f"{path} has lost images since it was written", ANEW)
                 file.seek(before)  # over what a save that was cut short may have left
                 file.truncate()
-                checksums = []
-                for count in new:
-                    checksums.append(_write_chunk(file, self.pool.rows(start, start + count)))
-                    start += count
+                checksums = [_write_chunk(file, chunk) for chunk in images]
                 files.sync(file)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}", "free some space, then --resume") from None
