@@ -20,7 +20,7 @@ from conftest import (
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from datafree.models.classifier import Classifier
+from datafree.models.classifier import Classifier, duplicate
 
 
 def wrapped(network, size=SIZE):
@@ -298,6 +298,23 @@ def test_the_head_may_be_a_convolution_and_features_are_then_its_input():
 def test_frozen_batch_norm_counts_as_what_remembers_statistics():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False))
     assert wrapped(network).norm_layers == [network[1]]
+
+
+def test_what_modules_keep_of_an_earlier_pass_is_no_obstacle_to_a_copy():
+    network = small_network(1)
+    network.seen = {"maps": [network.conv1.weight * 2]}
+    network.w = network.fc.weight * 2  # as the older weight_norm keeps it
+    model, x = wrapped(network).eval(), torch.rand(2, 3, SIZE, SIZE)
+    copied = duplicate(model)
+    assert torch.equal(copied(x), model(x)) and torch.equal(copied.network.w, network.w)
+    assert torch.equal(copied.network.seen["maps"][0], network.seen["maps"][0]) and copied.network.w is not network.w
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's on quantisation
+def test_a_quantised_network_is_called_that():
+    network = torch.ao.quantization.quantize_dynamic(small_network(1), {nn.Linear}, dtype=torch.qint8)
+    with user_error("own is quantised", "in floating point"):
+        wrapped(network)
 
 
 def test_a_compiled_network_is_taken_as_it_was_before():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CLASSES, MEAN, SIZE, STD, small_classifier, user_error
 from test_export import ALL, answers_of_card, need_onnx, quick
-from test_fitting import ExtraState, Fourier, Masked
+from test_fitting import AlwaysDrops, Body, ExtraState, Fourier, Masked
 
 from datafree.export import formats
 from datafree.export.exporting import export
@@ -38,6 +38,20 @@ def test_a_type_that_safetensors_has_not_is_one_line(tmp_path):
     network.register_buffer("kept", torch.zeros(1, dtype=torch.complex128))
     with user_error("own has weights of torch.complex128, which safetensors has not"):
         exported(network, ["safetensors"], tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_weight_that_is_worked_out_at_every_pass_leaves_in_every_format(tmp_path):
+    need_onnx()
+    network = Body()
+    torch.nn.utils.weight_norm(network.conv)
+    network(torch.rand(2, 3, SIZE, SIZE))
+    assert exported(network, ALL, tmp_path / "out").keys() == set(ALL)
+
+
+def test_a_student_that_answers_otherwise_each_time_is_told_so(tmp_path):
+    with user_error("own answers the same images otherwise each time", "dropout"):
+        exported(AlwaysDrops(), ["safetensors"], tmp_path / "out")
 
 
 def test_more_weights_than_an_onnx_file_holds_lie_beside_it_and_the_card_says_so(tmp_path, monkeypatch):

@@ -206,6 +206,21 @@ def test_a_lazy_network_gets_its_weights_and_one_without_any_is_told_so():
         fitted(wrapped(Body().requires_grad_(False)), "student own", SHAPE, FP32, train_batch=4)
 
 
+def test_a_network_that_answers_otherwise_each_time_is_told_of():
+    said = fitted(wrapped(AlwaysDrops()), "student own", SHAPE, FP32, 2)
+    assert any("otherwise each time - dropout or noise" in line for line in said)
+    assert not any("each time" in line for line in fitted(wrapped(Body()), "student own", SHAPE, FP32, 2))
+
+
+def test_a_mixture_of_types_is_not_answered_with_sizes():
+    class Doubles(Body):
+        def forward(self, x):
+            return super().forward(x.double())
+
+    with user_error("take double(), half() and bfloat16() out of it"):
+        fitted(wrapped(Doubles().double()), "student own", SHAPE, FP32, 2)
+
+
 def test_four_channels_are_not_answered_with_a_flag_that_refuses_them():
     network = Body()
     network.conv = nn.Conv2d(4, 4, 3)
@@ -268,6 +283,22 @@ class Fourier(Body):
         return torch.fft.irfft2(torch.fft.rfft2(x) * self.filter, s=x.shape[-2:])
 
 
+class AlwaysDrops(Body):
+    def middle(self, x):
+        return F.dropout(super().middle(x))
+
+
+class DoubleInside(Body):
+    """Works in float64 for a while, beside weights in fp32."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("colours", torch.eye(3, dtype=torch.float64))
+
+    def forward(self, x):
+        return super().forward(torch.einsum("bchw,cd->bdhw", x.double(), self.colours).float())
+
+
 class SilentModes(Body):
     def __init__(self):
         super().__init__()
@@ -296,7 +327,7 @@ def made_in_inference_mode():
     return network
 
 
-@pytest.mark.parametrize("make", [ExtraState, Masked, Fourier, SilentModes, made_in_inference_mode])
+@pytest.mark.parametrize("make", [ExtraState, Masked, Fourier, DoubleInside, SilentModes, made_in_inference_mode])
 def test_what_a_student_keeps_returns_or_was_made_under_does_not_matter(make, tmp_path):
     student = make()
     datafree.distil(small_network(1), student, **OF_TASK, **SHORT, run_root=tmp_path)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import same_state, small_classifier, state_of, user_error
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from datafree.models.loading import load_classifier, load_into, state_dict_of
 from registry import MODELS
@@ -235,6 +236,17 @@ def test_both_names_of_weight_normalisation_mean_the_same(path, new):
     torch.save(theirs.state_dict(), path)
     load_classifier(ours, path)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    "change", [prune.l1_unstructured, parametrizations.weight_norm, parametrizations.spectral_norm]
+)
+def test_weights_that_are_pruned_or_normalised_are_called_that(path, change):
+    theirs = small_classifier(1).network
+    change(theirs.conv1, "weight", *([0.5] if change is prune.l1_unstructured else []))
+    torch.save(theirs.state_dict(), path)
+    with user_error("lacks 1 of 14 names (conv1.weight", "its weights are pruned or normalised: do the same"):
+        load_classifier(small_classifier(1), path)
 
 
 # Types

@@ -5,6 +5,7 @@ A speed-up that a network does not bear, channels-last memory or autocast, is le
 
 import copy
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,12 +21,13 @@ from ..models.classifier import Classifier, is_lazy
 from .device import Compute
 from .randomness import global_draws_forgotten
 
+STEADY = 1e-4  # of logits of the same images, relative to the largest: sums on a GPU in another order; chosen by us
 TOLERANCE = 1e-2  # of logits in another memory order, relative to the largest: rounding, however long the network
 
 Batches = dict[bool, Tensor]  # pixels by mode, True that of training; a network that is only asked has no such
 
 MORE = 4  # times as many images, where a batch seems to be too small; chosen by us
-
+OTHER_TYPE = r"input type \(.*(double|half|bfloat16)|same dtype|expected scalar type"  # PyTorch's words for a mixture
 SIDES = (28, 32, 48, 64, 84, 96, 112, 128, 160, 192, 224, 227, 240, 256, 299, 384)  # that networks are made for
 
 
@@ -60,6 +62,10 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     remarks += [f"{what}: of {', '.join(places)} its logits are {place}" for places, place in classifier.picked.items()]
     if classifier.scripted and not train_batch:
         remarks.append(f"{what} is TorchScript, which shows no layers: BatchNorm statistics want the network itself")
+    if not _is_steady(classifier, noise):
+        remarks.append(
+            f"warning: {what} answers the same images otherwise each time - dropout or noise in its eval mode?"
+        )
     flat = all(map(looks_like_probabilities, answers.values()))
     if classifier.num_classes == 2 and not any(logits[:, 0].any() for logits in answers.values()):
         advice = " - if that is a sigmoid's, return what goes into it" if flat else ""
@@ -98,6 +104,16 @@ def _materialise(classifier: Classifier, what: str, batches: Batches, compute: C
             classifier(batches[False])
 
 
+def _is_steady(classifier: Classifier, x: Tensor) -> bool:
+    """Whether it gives the same answers in eval mode whatever random numbers it could draw."""
+    answers = []
+    with torch.no_grad(), global_draws_forgotten(), untouched(classifier, False):
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            answers.append(classifier(x))
+    return bool((answers[0] - answers[1]).abs().max() <= STEADY * answers[0].abs().max())
+
+
 def looks_like_probabilities(logits: Tensor) -> bool:
     """Whether all of (B, C) lies in [0, 1] and differs, as behind a softmax or a sigmoid."""
     return logits.shape[1] > 1 and bool(((logits >= 0) & (logits <= 1)).all()) and bool(logits.any())
@@ -124,12 +140,12 @@ def _in_one_line(classifier: Classifier, what: str, batches: Batches, compute: C
             raise
         size, colours = size_text(classifier.img_size), "grey" if classifier.channels == 1 else "colour"
         given = f"{what} cannot take batches of {len(batches[train])} {colours} images of {size} pixels"
-        remedy = _remedy(classifier, what.partition(" ")[0], batches, compute, train)
+        remedy = _remedy(classifier, what.partition(" ")[0], str(error), batches, compute, train)
         raise UserError(f"{given}{' in training' if train else ''}: {first_line(error)}", remedy) from None
 
 
-def _remedy(classifier: Classifier, role: str, batches: Batches, compute: Compute, train: bool) -> str:
-    """What the network takes instead of its images, as far as it shows when it is given other things."""
+def _remedy(classifier: Classifier, role: str, said: str, batches: Batches, compute: Compute, train: bool) -> str:
+    """What the network takes instead of its images, as far as that shows: in what it said, or given other things."""
     network, channels, size = classifier.network, classifier.channels, classifier.img_size
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels), None)
     if first is not None and first.in_channels not in (1, 3):
@@ -143,6 +159,8 @@ def _remedy(classifier: Classifier, role: str, batches: Batches, compute: Comput
             return f"its forward does not take images alone, by position ({error}): wrap it in a module that does"
     if train and not refusal(classifier, batches[train].repeat_interleave(MORE, 0), compute, train):
         return "give it larger batches, or choose another model"
+    if re.search(OTHER_TYPE, said, re.IGNORECASE):
+        return "networks run in fp32 here: take double(), half() and bfloat16() out of it, or cast back with float()"
     if _bears(classifier, [train], channels, *size):
         return "it answers where no gradients are asked for: let them through its forward, or choose another model"
     answers = partial(_bears, classifier, batches)

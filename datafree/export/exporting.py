@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..errors import UserError, first_line
-from ..models.classifier import Classifier, ExactLinear, duplicate
+from ..models.classifier import Classifier, ExactLinear, duplicate, in_fp32
 from .card import CARD_FILE, card
 from .formats import FORMATS, ONNX_FILE, TORCH_EXPORT_FILE, Subject
 from .libraries import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, Library, library_of
@@ -80,6 +80,7 @@ def export(
     """
     check_place(out, overwrite)
     plain = as_made(student)
+    _check_steady(plain)
     library = library_of(plain, origin)
     check_installed(formats, library)
     subject, differences = Subject(plain, library, inside), {}
@@ -105,13 +106,22 @@ def as_made(student: Classifier) -> Classifier:
     except Exception as error:  # whatever a module of the user's raises
         remedy = "save its state dict, load that into a new network, and export this"
         raise UserError(f"{student.name} cannot be copied: {first_line(error)}", remedy) from None
-    plain = plain.cpu().float().eval().requires_grad_(False)
+    plain = in_fp32(plain.cpu()).eval().requires_grad_(False)
     plain = plain.to(memory_format=torch.contiguous_format)
     plain.memory_format, plain.autocast = torch.contiguous_format, True
     for module in plain.modules():
         if type(module) is ExactLinear:
             module.__class__ = nn.Linear
     return plain
+
+
+@torch.no_grad()
+def _check_steady(student: Classifier) -> None:
+    """Raises UserError for one that draws random numbers where it is asked: no copy could answer as it does."""
+    pixels = random_pixels(2, student)
+    if not torch.allclose(student(pixels), student(pixels), equal_nan=True):
+        what = f"{student.name} answers the same images otherwise each time"
+        raise UserError(what, "take the dropout or noise out of its eval mode")
 
 
 def check_installed(formats: Sequence[str], library: Library) -> None:

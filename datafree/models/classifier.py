@@ -4,7 +4,7 @@ logits = S(x),   x (B, C, H, W) in [0, 1] -> resized to S's size -> (x - S's mea
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +40,13 @@ def check_has_values(network: nn.Module, what: str) -> None:
         )
 
 
+def in_fp32(network: nn.Module) -> nn.Module:
+    """It, cast where weights are in another precision, or a part in 16 bits; float64 beside fp32 has its reasons."""
+    others = [each.dtype for each in network.parameters() if each.is_floating_point() and each.dtype != torch.float32]
+    others += [each.dtype for each in network.buffers() if each.dtype in (torch.float16, torch.bfloat16)]
+    return network.float() if others else network
+
+
 class Normalise(nn.Module):
     """(x - mean) / std of pixels x (B, C, H, W) in [0, 1]; mean and std a value a channel."""
 
@@ -68,12 +75,26 @@ def to_channels(x: Tensor, channels: int) -> Tensor:
 
 
 def duplicate(network: M) -> M:
-    """A deep copy with parameters of its own: PyTorch would compute those of TorchScript's copy from the first ones."""
+    """A deep copy with parameters of its own: PyTorch would compute those of TorchScript's copy from the first ones.
+
+    What modules keep of an earlier pass (a feature map, a weight that ``weight_norm`` worked out) is copied as numbers.
+    """
+    kept = (each for module in network.modules() for each in _tensors_kept(vars(module)))
+    numbers = {id(each): each.detach().clone() for each in kept if not each.is_leaf}  # PyTorch copies none with a past
     with torch.no_grad():
-        made = copy.deepcopy(network)
+        made = copy.deepcopy(network, numbers)
     for old, new in zip(network.parameters(), made.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     return made
+
+
+def _tensors_kept(value: Any) -> Iterator[Tensor]:
+    """In dictionaries, lists and tuples, at any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_kept(each)
 
 
 def let_gradients_through(network: nn.Module) -> None:
@@ -118,8 +139,11 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         network = getattr(network, "_orig_mod", network)  # of torch.compile, which is ours to choose
+        if any("nn.quantized" in type(module).__module__ for module in network.modules()):
+            remedy = "give the network that it was made from, in floating point"
+            raise UserError(f"{name} is quantised, and lets no gradient through to its images", remedy)
         let_gradients_through(network)
-        self.network, self.name, self.num_classes, self.img_size = network.float(), name, num_classes, pair(img_size)
+        self.network, self.name, self.num_classes, self.img_size = in_fp32(network), name, num_classes, pair(img_size)
         self.normalisation = Normalise(mean, std)
         self.memory_format, self.autocast, self.borrowed = torch.contiguous_format, True, False
         self.recomputes = False  # whether layers run once more on the way back (torch.utils.checkpoint), as far as seen

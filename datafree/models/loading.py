@@ -4,7 +4,6 @@ of ours         state_dict_of, load_into    {"state_dict": ...}, every name and 
 of any origin   load_classifier             what datafree/weights/ reads and matches; what it had to do, as remarks
 """
 
-import copy
 import json
 import warnings
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from ..weights.mismatch import check_shapes, refuse_names
 from ..weights.names import is_derived, is_extra
 from ..weights.reading import Content, read
 from ..weights.sets import is_data, keys_of, sets_in, unread
-from .classifier import Classifier, check_has_values, is_lazy
+from .classifier import Classifier, check_has_values, duplicate, is_lazy
 from .names import UNKNOWN, InputFormat
 
 SHOWN = 3  # names in a remark
@@ -129,7 +128,7 @@ def _by_own_loading(model: nn.Module, values: dict[str, Tensor]) -> dict[str, Te
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = copy.deepcopy(model)
+            model = duplicate(model)
             for value in _tensors_of(model).values():
                 if value.is_floating_point() or value.is_complex():
                     value.fill_(torch.nan)  # what is left of it was not loaded

@@ -1,5 +1,6 @@
 """What is said of weights that do not fit a network: in one line, with what to do about it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -10,6 +11,8 @@ from .names import difference, nearest
 
 SHOWN = 3  # names on each side
 SAVED_FROM = "name the model that it was saved from"
+PARAMETRISED = re.compile(r"(weight_(orig|mask|g|u)|parametrizations\.\w+\.(original\d?|\d+\.\w+))$")  # by PyTorch
+MAKE_PLAIN = "its weights are pruned or normalised: do the same to the network, or make them plain before saving"
 
 
 def refuse_names(own: Sequence[str], found: Sequence[str], where: str) -> NoReturn:
@@ -24,7 +27,8 @@ def refuse_names(own: Sequence[str], found: Sequence[str], where: str) -> NoRetu
     else:
         near = nearest(left[:SHOWN], list(own))
         said = f"it has {len(left)} names more than the network ({_some(left)}; nearest in the network: {_some(near)})"
-    raise UserError(f"{where} is of another architecture: {said}", SAVED_FROM)
+    remedy = MAKE_PLAIN if left and all(map(PARAMETRISED.search, left)) else SAVED_FROM
+    raise UserError(f"{where} is of another architecture: {said}", remedy)
 
 
 def _some(names: Sequence[str]) -> str:

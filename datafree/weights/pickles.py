@@ -220,6 +220,19 @@ def read_plain(file: IO[bytes]) -> tuple[Any, list[str]]:
     return unpickler.load(), unpickler.strange
 
 
+def read_npy(file: IO[bytes]) -> tuple[Any, list[str]]:
+    """What numpy.save makes of an object, such as a dictionary of arrays: a pickle of an array that holds it.
+
+    Raises:
+        Exception: of a dozen types, where it is damaged.
+    """
+    version = np.lib.format.read_magic(file)
+    (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    array, strange = read_plain(file)
+    held = array.state[-1]
+    return held[0] if len(held) == 1 else held, strange
+
+
 def read_zip(file: IO[bytes]) -> tuple[Any, list[str]]:
     """A file of torch.save since PyTorch 1.6: a zip archive of a pickle and, uncompressed, the numbers of each tensor.
 

@@ -179,12 +179,14 @@ def _reader(head: bytes) -> Any:
         return pickles.read_zip
     if LEGACY in head[:64]:
         return pickles.read_legacy
+    if head[:6] == b"\x93NUMPY" and b"'descr': '|O'" in head[:128]:
+        return pickles.read_npy
     return pickles.read_plain if PICKLE.match(head) else None
 
 
 def _read(file: IO[bytes], reader: Any) -> Content:
     """By torch.load where it takes the file for data alone, else as :mod:`.pickles` reads it."""
-    if reader is not pickles.read_plain:
+    if reader in (pickles.read_zip, pickles.read_legacy):
         try:
             return Content(torch.load(file, map_location="cpu", weights_only=True))
         except Exception:  # a dozen types for what it does not like; out of memory, too, for a size that is damaged

@@ -120,7 +120,7 @@ def _inside(node: Any, known: dict[int, list[WeightSet]], depth: int) -> list[We
 def _entries(node: Any) -> dict[str, Any]:
     """What a container holds, by key: of an object, what its pickle gave it."""
     if isinstance(node, Mapping):
-        return {printable(key): value for key, value in node.items()}
+        return {_name(key): value for key, value in node.items()}
     if isinstance(node, list) and node and all(_is_named(pair) for pair in node):
         return _entries(dict(node))
     if isinstance(node, list | tuple):
@@ -132,6 +132,12 @@ def _entries(node: Any) -> dict[str, Any]:
     for state in (*states, node.entries):  # two states where the class has slots
         found |= _entries(state) if isinstance(state, Mapping) else {}
     return found
+
+
+def _name(key: Any) -> str:
+    """With dots between its parts, as PyTorch has it; some keep weights under paths."""
+    text = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
+    return printable(text if "." in text else text.strip("/").replace("/", "."))
 
 
 def _is_named(pair: Any) -> bool:
