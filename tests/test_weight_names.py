@@ -31,6 +31,7 @@ WRAPPED = {
     "a network in a network": lambda name: f"net.backbone.{name}",
     "a name of one's own": lambda name: f"my_network.{name}",
     "a backbone and a head": lambda name: name if name.startswith("fc") else f"backbone.{name}",
+    "OpenMMLab": lambda name: f"head.{name}" if name.startswith("fc") else f"backbone.{name}",
     "that within Lightning": lambda name: "model." + (name if name.startswith("fc") else f"encoder.module.{name}"),
     "DataParallel of a part": lambda name: name if name.startswith("fc") else f"module.{name}",
 }

@@ -4,7 +4,8 @@
 2. else the network's names may all stand behind one prefix in the file (model., student.), or the file's may lack one
 3. else first the marks of PyTorch's wrappers are taken out on both sides wherever they stand, then what people call the
    network in a network (model, backbone, ...)
-4. else a dot before a number counts for nothing, too: norm.1 and norm1 (torchvision's first DenseNets)
+4. else head, too, which OpenMMLab puts before the last layer's name
+5. else a dot before a number counts for nothing, too: norm.1 and norm1 (torchvision's first DenseNets)
 
 Each step counts only if then all of the network's names are there, and the file has no others beside them: what it has
 behind the same prefix that the network has not is another architecture; what it has elsewhere is passed over.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 MARKS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 WRAPPERS = MARKS | {"model", "net", "network", "backbone", "encoder", "base_model"}
+WITH_HEAD = WRAPPERS | {"head"}
 RENAMED = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 EXTRA = "_extra_state"  # what a module's get_extra_state gave: anything, not only a tensor
 # What a network works out for itself, or a tool counted in it: may be missing, and may be left over
@@ -53,8 +55,9 @@ def is_extra(name: str) -> bool:
 def matches(own: Collection[str], found: Collection[str]) -> list[Match]:
     """All ways to find a network's names in a file's, those of earlier steps first."""
     ways: dict[frozenset[str], Match] = {}
-    for taken, dotless in ((frozenset(), False), (MARKS, False), (WRAPPERS, False), (WRAPPERS, True)):
-        if dotless and ways:
+    steps = (frozenset(), False), (MARKS, False), (WRAPPERS, False), (WITH_HEAD, False), (WRAPPERS, True)
+    for taken, dotless in steps:
+        if ways and (dotless or taken is WITH_HEAD):
             break
         ours, theirs = _plain(own, taken, dotless), _plain(found, taken, dotless)
         if len(ours) < len(own) or len(theirs) < len(found):
