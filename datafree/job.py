@@ -27,6 +27,7 @@ from .engine.frozen import folded, frozen
 from .engine.probe import fitted
 from .engine.randomness import Streams
 from .engine.recording import CudaGraph, Graph, obstacle_to_recording
+from .engine.sharding import gathered
 from .engine.student import Source, Student
 from .errors import UserError
 from .methods.base import Method
@@ -100,7 +101,8 @@ class Job:
         if evaluation.images is None:  # images that the student has not been trained on
             x = self.method.sample(-(-FRESH_IMAGES // processes.size()), "evaluation")
             fresh = TensorImages(to_levels(x), x.new_zeros(len(x)).long())
-        return evaluation.score(self.student.classifier, fresh)
+        with gathered(self.student.classifier):
+            return evaluation.score(self.student.classifier, fresh)
 
     def sizes(self) -> str:
         """One line on how large things are."""
@@ -165,27 +167,52 @@ def prepare(
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
         asked=frozenset(asked),
     )
-    new_graph, about_steps = graphs(values, compute)
-    learner = Student(context, Student.Config.of(values).share(), length.steps, new_graph)
+    how = ways(values, compute)
+    learner = Student(context, Student.Config.of(values).share(), length.steps, how.new_graph, how.shard)
     maker = method(context, method.Config.of(values).share())
     aims = targets(context, targets.Config.of(values))
     pool = make_pool(values, maker, aims, context, length) if maker.pooled else None
-    compiling = Compiling.chosen(compute, values.compile, values.no_compile, values.step == "compiled")
+    compiling = Compiling.chosen(compute, values.compile, values.no_compile, how.compiled)
     busy = {f"network {i} of the method": network for i, network in enumerate(maker.busy)}
-    networks = {"teacher": context.teacher, "teacher's copy": answering, "student": student, **busy, **aims.networks}
-    compiling.compile(networks, learner.objective)
-    remarks = [*remarks, *about_steps, *maker.remarks]
+    networks = {"teacher": context.teacher, "teacher's copy": answering, **busy, **aims.networks}
+    compiling.compile(networks | ({} if how.shard else {"student": student}), learner.objective)
+    remarks = [*remarks, *how.remarks, *maker.remarks]
     return Job(values, length, context, maker, aims, learner, pool, compiling, loaded, remarks)
 
 
-def graphs(values: Namespace, compute: Compute) -> tuple[Callable[[], Graph] | None, list[str]]:
-    """What makes graphs to record steps in, where that was asked for and can be; and lines about it for the log."""
-    if values.step != "graph":
-        return None, []
-    obstacle = obstacle_to_recording(compute)
-    if obstacle:
-        return None, [f"warning: --step graph: steps are not recorded: {obstacle}"]
-    return partial(CudaGraph, compute.device), ["warning: --step graph is untested: it was never run on a GPU"]
+@dataclass(frozen=True)
+class Ways:
+    """How distillation steps are made: what was asked for, as far as it can be had.
+
+    Attributes:
+        new_graph: makes what they are recorded in; None: they are not.
+        compiled: whether they are, as one.
+        shard: whether the processes share out the student.
+        remarks: for the log.
+    """
+
+    new_graph: Callable[[], Graph] | None
+    compiled: bool
+    shard: bool
+    remarks: list[str]
+
+
+def ways(values: Namespace, compute: Compute) -> Ways:
+    """What ``--step`` and ``--shard`` come to here. Raises UserError for fp16 with --shard."""
+    several, new_graph, remarks = processes.size() > 1, None, []
+    if values.shard and several and compute.scales:
+        raise UserError("--shard is not for --precision fp16", "choose bf16 or fp32")
+    if values.shard:
+        alone = "warning: --shard: there is one process, which has the whole student"
+        remarks.append(f"student: shared out over {processes.size()} processes" if several else alone)
+    if values.step == "compiled" and several:
+        remarks.append("warning: --step compiled: steps of several processes are not compiled as one")
+    if values.step == "graph":
+        obstacle = obstacle_to_recording(compute)
+        new_graph = None if obstacle else partial(CudaGraph, compute.device)
+        why = f"steps are not recorded: {obstacle}" if obstacle else "untested, it was never run on a GPU"
+        remarks.append(f"warning: --step graph: {why}")
+    return Ways(new_graph, values.step == "compiled" and not several, values.shard and several, remarks)
 
 
 def prepare_planned(

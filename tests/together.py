@@ -225,7 +225,7 @@ SMALL = {"synthesis_batch_size": 12, "g_steps": 2, "nz": NZ, "ngf": NGF, "loops"
 SMALL |= {"reset_l0": 0.5, "reset_bn": 0.5, "bank_size": 30, "negatives": 7, "noise_width": 9, "adi": 1.0}
 
 
-def of_method(name, hard=False):
+def of_method(name, hard=False, shard=False):
     """How far student and networks are apart in two processes after two rounds."""
     pixels = torch.arange(40 * 3 * 32 * 32).view(40, 3, 32, 32) * 7919 % 256
     method, images = METHODS[name], TensorImages(pixels.to(torch.uint8), torch.arange(40) % 10)
@@ -233,7 +233,7 @@ def of_method(name, hard=False):
     configs = distillation_configs(method, name, chosen(hard, False, method.targets))
     known = {each for config in configs.values() for each in config.__dataclass_fields__}
     given |= {"batch_size": 12, "kd_steps": 2, "ep_steps": 2, "warmup": 0, "p_width": 4, "seed": 3, "at": 1.0 * hard}
-    given |= SMALL | ({"clip_g": 1.0} if name == "zskt" else {})
+    given |= {"shard": shard} | SMALL | ({"clip_g": 1.0} if name == "zskt" else {})
     values = resolve(configs, {k: v for k, v in given.items() if k in known}, lambda known: method.defaults)
     method.complete(values)
     networks = [Classifier(MODELS["resnet8"](10), role, 10, 32, MEAN, STD) for role in ("teacher", "student")]

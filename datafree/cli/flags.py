@@ -184,6 +184,9 @@ class DistillationMachineConfig(MachineConfig):
         "compiled: torch.compile a distillation step as one; graph: record it as a CUDA graph, on an NVIDIA GPU",
         choices=("eager", "compiled", "graph"),
     )
+    shard: bool = knob(
+        False, "torchrun: share the student out over the processes (FSDP2), where it does not fit into one", free=True
+    )
     download: bool = knob(
         False, "fetch what is absent: the data set, for evaluation alone, and the weights that a name means", free=True
     )

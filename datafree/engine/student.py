@@ -25,6 +25,7 @@ from .context import Context
 from .device import Compute
 from .echoing import Source, Teaching, lessons
 from .recording import Graph, Recording
+from .sharding import is_shared_out, share_out, states_like, whole
 from .whole_batch import agree_on_buffers, shares_gradients
 
 
@@ -46,7 +47,8 @@ def optimiser(
 ) -> torch.optim.Optimizer:
     """What ``config`` asks for; ``nesterov`` is for SGD with a momentum."""
     parameters = list(parameters)
-    fused = compute.fused and not any(parameter.is_complex() for parameter in parameters)  # no kernels for these
+    without_kernels = any(parameter.is_complex() or is_shared_out(parameter) for parameter in parameters)
+    fused = compute.fused and not without_kernels
     how = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
     if config.optimizer == "sgd":
         nesterov = nesterov and config.momentum > 0
@@ -93,6 +95,7 @@ class Student:
         config: the knobs.
         steps: all distillation steps of the run: the schedule's length.
         new_graph: makes what a step is recorded in; None: steps are not recorded.
+        shard: whether several processes share it out, see ``sharding``.
 
     Attributes:
         say: takes the line that says so where a step cannot be recorded after all.
@@ -115,10 +118,19 @@ class Student:
                 raise UserError(f"--lr_min {self.lr_min} is above --lr {self.lr}", "the cosine falls: lower --lr_min")
 
     def __init__(
-        self, context: Context, config: "Student.Config", steps: int, new_graph: Callable[[], Graph] | None = None
+        self,
+        context: Context,
+        config: "Student.Config",
+        steps: int,
+        new_graph: Callable[[], Graph] | None = None,
+        shard: bool = False,
     ):
         self.context, self.config, self.classifier = context, config, context.student
-        self.learning = shares_gradients(self.classifier, context.spec.shape, context.compute.device)
+        if shard:
+            share_out(self.classifier, context.compute.device)
+            self.learning = self.classifier
+        else:
+            self.learning = shares_gradients(self.classifier, context.spec.shape, context.compute.device)
         self.scaler = context.scaler
         self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov, context.compute)
         self.scheduler = _schedule(self.optimizer, config, max(1, steps))
@@ -170,12 +182,13 @@ class Student:
         """All that the next step depends on, the random streams apart."""
         return {
             "student": self.classifier.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
             "scheduler": self.scheduler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.classifier.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        states = states_like(state["optimizer"]["state"], list(self.classifier.parameters()))
+        self.optimizer.load_state_dict(state["optimizer"] | {"state": states})
         self.scheduler.load_state_dict(state["scheduler"])
         self._recorded.clear()  # of tensors that the optimiser no longer has
