@@ -244,7 +244,7 @@ def test_steps_recorded_as_a_graph_learn_what_eager_ones_do_and_do_not_synchroni
     what, precision, tolerance, no_compile, tmp_path
 ):
     """Tolerances are relative to the largest value; chosen by us."""
-    how = {"no_compile": no_compile} | FLAGS[what]
+    how = {"no_compile": no_compile, "epochs": 4} | FLAGS[what]
     jobs = [prepared(how | {"step": step}, choose("cuda", precision), tmp_path) for step in ("eager", "graph")]
     said, (eager, recorded) = [], jobs
     recorded.student.say = said.append

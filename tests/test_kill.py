@@ -15,6 +15,7 @@ LINES = {
     "KILL of a run that does not wait for its files": "--epochs 5 --save_async",
     "TERM": "--epochs 5",
     "KILL of one of two": "--epochs 4 --processes 2",
+    "KILL of one of two that share out the student": "--epochs 4 --processes 2 --shard",
     "INT": "--epochs 3 --program train_scratch.py --batch_size 32 --precision fp32",
 }
 
