@@ -30,7 +30,7 @@ from .job import prepare_planned, run_name
 from .loop import run_job
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
-from .models.classifier import Classifier, duplicate
+from .models.classifier import Classifier, duplicate, is_lazy
 from .models.names import classifier_of, format_of, given_format
 from .targets import chosen
 from .user_code import plain_settings
@@ -158,8 +158,12 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
 def copied(teacher: nn.Module, student: nn.Module) -> tuple[nn.Module, bool]:
     """A copy, which will be frozen and rounded where that is faster; or itself where it cannot be copied, and True.
 
-    Raises UserError where it cannot be copied, and has weights that the student is to learn.
+    Raises UserError where it has no weights yet, or cannot be copied and has weights that the student is to learn.
     """
+    if isinstance(teacher, nn.Module) and is_lazy(teacher):
+        raise UserError(
+            "the teacher has lazy layers, without weights yet", "call it on an image, then load its weights"
+        )
     try:
         return duplicate(teacher), False
     except Exception:  # whatever its parts raise

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -147,7 +148,7 @@ def load(name: str, what: str) -> Any:
         told = [f"{type(error).__name__}: {error}", *said.getvalue().strip().splitlines()[-1:]]
         raise UserError(f"{what} file {path} cannot be run: {', '.join(told)}", "mend it") from error
     sys.stderr.write(said.getvalue())
-    found = getattr(module, attribute, None)
+    found = reduce(lambda within, part: getattr(within, part, None), attribute.split("."), module)
     if found is None:
         names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
         raise UserError(f"{path} has nothing called {attribute!r}", nearest_names(attribute, names))

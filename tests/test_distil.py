@@ -119,6 +119,10 @@ BAD = {
     "one that cannot be copied": (dict.fromkeys(("teacher", "student"), Uncopied()), "share weights, and cannot be"),
     "no values": ({"student": Body().to("meta")}, "the student has no values"),
     "a name": ({"teacher": "resnet20"}, "the teacher is a str"),
+    "no weights yet": (
+        {"teacher": nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES))},
+        "lazy layers, without weights",
+    ),
 }
 
 

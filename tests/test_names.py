@@ -206,6 +206,23 @@ def test_a_transformers_folder_in_half_precision_is_read_and_one_without_a_head_
         registry.classifier(f"hf:{tmp_path / 'bgr'}", DIGITS, weights="own")
 
 
+def test_what_makes_a_network_may_stand_in_a_class_and_one_that_leaves_is_told(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Linear):\n    @classmethod\n    def small(cls, num_classes):\n"
+        "        return cls(3, num_classes)\ndef leave(num_classes):\n    raise SystemExit(3)\n"
+    )
+    assert registry.classifier(f"{tmp_path}/net.py:Net.small", DIGITS).network.out_features == 10
+    with user_error("net.py:leave cannot be called: SystemExit: 3"):
+        registry.classifier(f"{tmp_path}/net.py:leave", DIGITS)
+    with user_error("has nothing called 'Net.large'"):
+        registry.classifier(f"{tmp_path}/net.py:Net.large", DIGITS)
+
+
+def test_torchvisions_older_argument_is_answered_with_the_newer():
+    with user_error("takes weights=..., not pretrained", "weights=DEFAULT"):
+        registry.classifier("torchvision:resnet18,pretrained=True", DIGITS, weights="own")
+
+
 def test_a_network_of_the_users_own_whose_layers_are_lazy_is_no_trained_teacher(tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))\ndef make():\n    return net"

@@ -190,7 +190,7 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
     try:
         with user_code.beside(f"{file}.py"):
             made = make(**_with_classes(make, num_classes, arguments))
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(f"{name} cannot be called: {type(error).__name__}: {error}", "mend it") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{name} returns a {type(made).__name__}, no torch.nn.Module", "let it return the network")
@@ -223,6 +223,8 @@ def _torchvision(
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(f"torchvision has no classifier {name!r}", nearest_names(name, known))
+    if "pretrained" in arguments:
+        raise UserError(f"torchvision:{name} takes weights=..., not pretrained=...", "say weights=DEFAULT")
     how = arguments if "weights" in arguments else {"weights": None, "num_classes": num_classes} | arguments
     if how["weights"] is not None:
         _check_weights(name, how["weights"])
