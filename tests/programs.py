@@ -25,7 +25,9 @@ from datafree.runs.folder import RunFolder
 
 PROGRAMS = {"main.py": main, "train_scratch.py": train_scratch}
 NAME = "anew-digits-resnet20-resnet8"
-SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4"
+SMALL = (
+    "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --echo 1"
+)
 SMALL_SCRATCH = "--model resnet8 --epochs 2 --batch_size 512 --precision fp32"
 TINY, TINY_SCRATCH = [*SMALL.split(), "--precision", "fp32"], SMALL_SCRATCH.split()
 BEFORE = ROOT / "tests/fixtures/before"  # what the version before wrote

@@ -330,7 +330,7 @@ def test_a_round_reads_nothing_before_its_end(name, targets, tmp_path, monkeypat
     with request.getfixturevalue("no_reading"):
         for _ in range(2):
             assert job.method.synthesize(warmup=False) is None
-            job.student.learn(job.method, job.targets, 2)
+            job.student.learn(job.source, job.targets, 2)
     monkeypatch.undo()
     assert all(map(math.isfinite, job.context.read().means().values()))
 

@@ -16,6 +16,7 @@ program = script("estimate")
 FLAGS = (
     *("--dataset", "digits", "--teacher", "resnet20", "--student", "resnet8", "--nz", "16", "--ngf", "4"),
     *("--batch_size", "8", "--synthesis_batch_size", "8", "--g_steps", "3", "--gpus", "1", "2"),
+    *("--echo", "1", "--meta", "fomaml"),
 )
 
 

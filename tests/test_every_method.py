@@ -36,7 +36,7 @@ from datafree.models.classifier import Classifier
 from datafree.targets import Attack
 from scripts.kill_test import differences
 
-SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --precision fp32"
+SMALL = "--epochs 3 --warmup 1 --kd_steps 2 --batch_size 8 --precision fp32 --echo 1"
 OWN = {  # flags that make each small
     "aeahl_rg": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4",
     "fast_meta": "--synthesis_batch_size 8 --g_steps 2 --nz 16 --ngf 4 --reset_l0 0.7 --meta reptile",

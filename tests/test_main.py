@@ -69,7 +69,7 @@ def test_metrics_have_a_row_an_epoch_whose_columns_agree_with_each_other_and_wit
     assert list(rows[0]) == COLUMNS and epochs_of(anew) == [row["round"] for row in rows] == ["1", "2", "3"]
     for row in rows:
         bn, oh, adv, total = (float(row[f"loss_{name}"]) for name in ("bn", "oh", "adv", "generator"))
-        assert total == pytest.approx(10 * bn + 0.5 * oh + 1.33 * adv, rel=1e-4)
+        assert total == pytest.approx(10 * bn + 1.5 * oh + 1.33 * adv, rel=1e-4)
     assert [rows[0][name] for name in ("loss_kd", "accuracy", "agreement", "loss_adv")] == ["", "", "", "0"]  # warm-up
     for row in rows[1:]:
         assert float(row["loss_kd"]) > 0 and 0 <= float(row["accuracy"]) <= 100 and 0 <= float(row["agreement"]) <= 100

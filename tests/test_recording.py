@@ -81,7 +81,7 @@ def assert_same(found, expected, tolerance=0.0):
 def test_replayed_steps_are_the_eager_ones(form, compute):
     """Bit for bit; but for Adam, whose rate is rounded to fp32 in a tensor and is not outside of one."""
     recorded, eager = (Rounds(form, compute, how) for how in (True, False))
-    tolerance = 1e-5 if "adam" in form else 0
+    tolerance = 1e-4 if "adam" in form else 0  # of the rate, which is rounded to fp32
     for steps in STEPS:
         found, expected = recorded.learn(steps), eager.learn(steps)
         assert found.keys() == expected.keys() and len(found["loss_kd"]) == steps

@@ -92,8 +92,11 @@ def test_a_step_of_the_student_that_overflows_is_not_made_whether_it_is_the_firs
     class Same:
         """One batch, again and again."""
 
-        def batches(self, count, size):
-            return [Batch(torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2)))] * count
+        def drawn(self, count, size):
+            return [{"images": torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))}] * count
+
+        def made(self, drawn):
+            return Batch.of(drawn)
 
     def learnt(*factors):
         """The student before, its weights after, and itself."""
