@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from conftest import BF16, FP16, FP32, SIZE, same_state, small_context, small_teacher, state_of, user_error
 
-from datafree.data.augmentation import to_levels, to_pixels
+from datafree.data.augmentation import Augmentation
 from datafree.data.batch import TEACHER_LOGITS, Batch
+from datafree.data.placement import Placement
+from datafree.data.pool import ImagePool, image_column
 from datafree.models.classifier import Normalise
 from datafree.targets.attack import Attack, Pair, attack_loss, perturb, swap
 from datafree.targets.hard import HARD_LABELS
@@ -168,7 +170,7 @@ def test_what_enters_the_pool_is_the_swapped_pair_with_the_labels_of_both_twins(
     pair = made.pair(x)
     expected, swapped = swap(pair)
     batch, read = made.prepare(Batch(x, {"other": torch.arange(40)})), made.context.read().means()
-    assert torch.equal(batch.images, expected.images) and torch.equal(batch.columns["twins"], to_levels(expected.twins))
+    assert torch.equal(batch.images, expected.images) and torch.equal(batch.columns["twins"], expected.twins)
     assert torch.equal(batch.columns["labels"], pair.labels) and batch.columns["other"].tolist() == list(range(40))
     assert batch.columns.keys() == {"other", *made.columns}
     rates = swapped.float().mean().item(), pair.succeeded.float().mean().item()
@@ -176,6 +178,21 @@ def test_what_enters_the_pool_is_the_swapped_pair_with_the_labels_of_both_twins(
 
     unswapped = attack(strength=1e4, no_swap=True)
     assert torch.equal(unswapped.prepare(Batch(x)).images, x) and unswapped.context.read().means()["swap_rate"] == 0
+
+
+def test_the_pool_gives_back_the_images_and_twins_that_were_made():
+    made, x = attack(strength=1e4, attack_bound=40.0), torch.rand(20, 3, SIZE, SIZE)
+    batch = made.prepare(Batch(x))
+    columns = {"images": image_column((3, SIZE, SIZE))} | made.columns
+    crops, draws = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+    pool = ImagePool(20, columns, Placement(torch.device("cpu")), Augmentation(0, flip=False), crops, draws)
+    pool.add(batch)
+    index = torch.randint(20, (50,), generator=torch.Generator().manual_seed(2))
+    (drawn,) = pool.batches(1, 50)
+    levels = {"rtol": 0, "atol": 0.501 / 255}
+    torch.testing.assert_close(drawn.images, batch.images[index], **levels)
+    torch.testing.assert_close(drawn.columns["twins"], batch.columns["twins"][index], **levels)
+    assert (drawn.columns["twins"] - drawn.images).abs().max() <= 41 / 255
 
 
 # 4. Attack with probability pa
@@ -186,8 +203,6 @@ def test_what_enters_the_pool_is_the_swapped_pair_with_the_labels_of_both_twins(
 def test_attacked_samples_keep_the_clean_label_and_get_the_teachers_logits_on_what_the_student_sees(at, pooled, pa):
     made, x = attack(strength=1e4, attack_at=at, pa=pa, attack_bound=255.0, no_swap=True), torch.rand(50, 3, SIZE, SIZE)
     teacher, batch = made.context.teacher, made.prepare(Batch(x)) if pooled else Batch(x)
-    if batch.columns:
-        batch = Batch(x, batch.columns | {"twins": to_pixels(batch.columns["twins"])})
     twins = batch.columns["twins"] if batch.columns else made.pair(x).twins
     lesson = made.lesson(batch)
     teacher_logits, labels = lesson.columns[TEACHER_LOGITS], lesson.columns[HARD_LABELS]

@@ -155,5 +155,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def to_levels(x: Tensor) -> Tensor:
-    """Floating-point pixels to uint8 levels, to the nearest: [0, 1] -> 0..255."""
+    """Floating-point pixels to uint8 levels, to the nearest: [0, 1] -> 0..255. Raises TypeError for levels."""
+    if not x.is_floating_point():
+        raise TypeError(f"{x.dtype} are no pixels in [0, 1]")
     return (x.detach().clamp(0, 1) * 255).round().to(torch.uint8)

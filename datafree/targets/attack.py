@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from .. import processes
 from ..configuration import knob
-from ..data.augmentation import to_levels
 from ..data.batch import Batch, Column
 from ..data.pool import image_column
 from ..engine.context import Context
@@ -170,11 +169,11 @@ class Attack(Hard):
         return after
 
     def prepare(self, batch: Batch) -> Batch:
-        """Attacks images as they enter the pool: twins as levels, and the hard labels of both."""
+        """Attacks images as they enter the pool, which keeps their twins, too, and the hard labels of both."""
         if self.config.attack_at == "step":
             return batch
         pair = self.swapped_pair(batch.images)
-        return Batch(pair.images, batch.columns | {"twins": to_levels(pair.twins), "labels": pair.labels})
+        return Batch(pair.images, batch.columns | {"twins": pair.twins, "labels": pair.labels})
 
     def lesson(self, batch: Batch) -> Batch:
         """Step 4. Twins and labels come with the images; or, as for a method without a pool always, the whole batch is
