@@ -88,13 +88,16 @@ def torchrun(folder, *line):
     return done.returncode, done.stderr
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("together")
-    status, said = torchrun(folder, "tests/together.py", folder)
+def found_by_two(program, folder):
+    """What each of two processes of a program of the tests found, which leaves that in a folder."""
+    status, said = torchrun(folder, f"tests/{program}", folder)
     assert status == 0, said
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    return found_by_two("together.py", tmp_path_factory.mktemp("together"))
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """A student that processes share out learns what a whole one does, and its files are those of a whole one."""
 
-import json
 import sys
 from argparse import Namespace
 
@@ -9,7 +8,7 @@ import torch
 from conftest import BF16, FP16, user_error
 from programs import FOLDER, QUICK, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
 from sharded import KNOBS, METHODS_THAT_ASK
-from test_processes import torchrun
+from test_processes import found_by_two
 
 from datafree import processes
 from datafree.engine import sharding
@@ -23,11 +22,7 @@ SHARDED = [*QUICK, "--shard", "--batch_size", "12", "--synthesis_batch_size", "1
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("sharded")
-    status, said = torchrun(folder, "tests/sharded.py", folder)
-    assert status == 0, said
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return found_by_two("sharded.py", tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.mark.slow
