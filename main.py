@@ -80,7 +80,7 @@ def command_line(argv: list[str]) -> tuple[Parser, Namespace, type[Method]]:
     others = flags_of_others(registry.METHODS, configs)
     parser = Parser("main.py", "Distil a student from a teacher without data.", configs, others)
     values = resume.arguments(parser, argv, partial(registry.distillation_preset, method=method))
-    parser.check(values)
+    parser.check(values, argv)
     values.ep_steps = values.ep_steps or values.kd_steps  # an epoch is a round unless told otherwise
     values.teacher_path = values.teacher_path or registry.teacher_file(values.dataset, values.teacher)
     if values.teacher_weights and not values.teacher_path:

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     processes.join()
     parser = Parser("train_scratch.py", "Train a teacher, or a student's upper bound, on real data.", CONFIGS)
     values = resume.arguments(parser, argv, registry.training_preset)
-    parser.check(values)
+    parser.check(values, argv)
     values.output = values.output or registry.pretrained_path(values.dataset, values.model)
     spec, compute = registry.dataset_spec(values), device.choose(values.device, values.precision)
     values.precision = compute.precision  # a resumption must not choose another

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .cli.flags import distillation_configs
 from .cli.resume import check_same, keep_plan
-from .configuration import Config, described, resolve
+from .configuration import Config, check_effect, described, resolve
 from .data.specs import DatasetSpec, Images, TensorImages, pair
 from .engine import device
 from .errors import UserError
@@ -149,6 +149,7 @@ def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespa
     values = resolve(configs, given, lambda known: method.defaults)
     for config in configs.values():
         config.of(values)
+    check_effect(configs, flags, values)
     for name in ("run_root", "data_root"):
         setattr(values, name, Path(getattr(values, name)).expanduser())
     method.complete(values)

@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -42,6 +42,7 @@ def knob(
     names: tuple[str, ...] = (),
     optional_value: bool = False,
     free: bool = False,
+    when: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> Any:
     """A field that is a flag.
 
@@ -56,6 +57,7 @@ def knob(
         names: further names of the flag.
         optional_value: whether the flag may stand without a value, which makes it True.
         free: whether it changes no number, so that a resumed run may have another.
+        when: with which values of which other flags it has an effect; with all of them where it says nothing.
 
     Raises:
         ValueError: for a default of True, which nothing could switch off.
@@ -63,7 +65,7 @@ def knob(
     if default is True:
         raise ValueError("a flag cannot be on by itself: name its opposite, as in no_flip")
     told = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "check": check}
-    told |= {"counts": counts}
+    told |= {"counts": counts, "when": when or {}}
     return field(
         default=default, metadata=told | {"unit": unit, "names": names, "optional_value": optional_value, "free": free}
     )
@@ -175,6 +177,17 @@ def resolve(configs: Mapping[str, type[Config]], given: Mapping[str, Any], prese
     known = preset(argparse.Namespace(**values))
     values |= {name: value for name, value in known.items() if name in values and name not in given}
     return argparse.Namespace(**values)
+
+
+def check_effect(configs: Mapping[str, type[Config]], asked: Container[str], values: argparse.Namespace) -> None:
+    """Raises UserError for a flag that was ``asked`` for and, beside the others, has no effect."""
+    for each in (each for config in configs.values() for each in fields(config) if each.name in asked):
+        for other, wanted in each.metadata["when"].items():
+            value = getattr(values, other)
+            if value not in wanted:
+                remedy = "" if wanted == (None,) else f", or choose --{other} {' or '.join(wanted)}"
+                what = f"--{each.name} has no effect with --{other} {as_text(value)}"
+                raise UserError(what, f"leave it out{remedy}")
 
 
 def described(program: str, configs: Mapping[str, type[Config]], values: argparse.Namespace) -> dict[str, Any]:

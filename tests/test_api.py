@@ -91,6 +91,7 @@ UNFIT = {  # what is given instead: what is said
     "a loader for a test set": ({"test": torch.utils.data.DataLoader([])}, "test is a DataLoader, no set of images"),
     "a method's name": ({"method": "aeahl_rg"}, "method is 'aeahl_rg', no class"),
     "another class": ({"method": dict}, "no class on datafree.methods.base.Method"),
+    "a flag without effect": ({"kd_loss": "l1", "T": 4}, "--T has no effect with --kd_loss l1"),
     "a number for a word": ({"tag": 3}, "--tag: 3 is not a word"),
     "a word for a switch": ({"hl": "no"}, "--hl: 'no' is not True or False"),
     "a number for a path": ({"run_root": 3}, "--run_root: 3 is not a path"),

@@ -63,6 +63,11 @@ MAIN = [
     ("--img_size 64", "--img_size is fixed for digits"),
     ("--warmup 3 --epochs 3", "lower --warmup"),
     ("--lr 0.1 --lr_min 0.2", "--lr_min"),
+    ("--optimizer adam --momentum 0.5", "--momentum has no effect with --optimizer adam — leave it out, or choose"),
+    ("--lr_steps 0.5 --lr_min 0", "--lr_min has no effect with --lr_steps 0.5 — leave it out"),
+    ("--kd_loss l1 --T 4", "or choose --kd_loss kl"),
+    ("--finetune_factor 0.2", "or choose --mode reuse_finetune"),
+    ("--method nayer --embedding_size 8", "or choose --embedding random"),
     ("--no_aea", "add --hl"),
     ("--pa 0.1", "add --hl (without --no_aea)"),
     ("--compile --no_compile", "contradict"),
@@ -109,6 +114,7 @@ MAIN = [
 ]
 SCRATCH = [
     ("--model resnet21", "resnet20"),
+    ("--optimizer adamw --momentum 0.5", "has no effect with --optimizer adamw"),
     ("--lr_decay_milestones", "--lr_decay_milestones: expected at least one"),
     ("--dataset cifra10", "cifar10"),
     (PETS, "absent/train"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
-from ..configuration import Config, Preset, as_text, checked, convert, described, kind_of, plain, resolve
+from ..configuration import Config, Preset, as_text, check_effect, checked, convert, described, kind_of, plain, resolve
 from ..errors import UserError, nearest_names
 
 _UNSET = object()
@@ -110,10 +110,11 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{flag} belongs to {whose}", remedy)
         raise UserError(f"unknown flag {flag}", nearest_names(flag, self._option_string_actions))
 
-    def check(self, values: argparse.Namespace) -> None:
-        """Raises UserError for values out of range or that contradict each other."""
+    def check(self, values: argparse.Namespace, argv: Sequence[str]) -> None:
+        """Raises UserError for values out of range or that contradict each other, or leave a given one no effect."""
         for config in self.configs.values():
             config.of(values)
+        check_effect(self.configs, vars(self.given(argv)), values)
 
     def config(self, values: argparse.Namespace) -> dict[str, Any]:
         """For config.json: see :func:`configuration.described`."""

@@ -38,7 +38,7 @@ class OptimiserConfig(configuration.Config):
         "sgd", "adam and adamw, as transformers want it, with --lr 1e-3 or so", choices=("sgd", "adam", "adamw")
     )
     lr: float = knob(0.2, "learning rate at the start", above=0)
-    momentum: float = knob(0.9, "of SGD", low=0, high=0.9999)
+    momentum: float = knob(0.9, "of SGD", low=0, high=0.9999, when={"optimizer": ("sgd",)})
     weight_decay: float = knob(1e-4, "raise it against overfitting", low=0)
 
 
@@ -103,11 +103,13 @@ class Student:
 
     @dataclass(frozen=True)
     class Config(OptimiserConfig):
-        lr_min: float = knob(2e-4, "learning rate that the cosine ends at; as --lr: a constant rate", low=0)
+        lr_min: float = knob(
+            2e-4, "learning rate that the cosine ends at; as --lr: a constant rate", low=0, when={"lr_steps": (None,)}
+        )
         lr_steps: tuple[float, ...] | None = knob(
             None, "divide lr by 10 at these shares of the run, in place of the cosine", above=0, high=1, unit="SHARE"
         )
-        nesterov: bool = knob(False, "Nesterov's momentum in SGD")
+        nesterov: bool = knob(False, "Nesterov's momentum in SGD", when={"optimizer": ("sgd",)})
         echo: int = knob(
             1, "steps that an image drawn, cropped and shown to the teacher serves; 3 is faster", low=1, unit="STEPS"
         )

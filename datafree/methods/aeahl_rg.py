@@ -79,7 +79,13 @@ class ReuseConfig(configuration.Config):
     reuse_pick: str = knob(
         "score", "which network the next task gets; score: the one that inverts better by itself", choices=PICKS
     )
-    finetune_factor: float = knob(0.1, "of reuse_finetune: lower keeps more of the earlier task", low=0, high=1)
+    finetune_factor: float = knob(
+        0.1,
+        "of reuse_finetune: lower keeps more of the earlier task",
+        low=0,
+        high=1,
+        when={"mode": ("reuse_finetune",)},
+    )
 
 
 class AeahlRg(MetaInversion):

@@ -39,7 +39,9 @@ class Nayer(Inversion):
             "what stands for a class: onehot, random, or a file of an array (classes, d), such as embedded class names",
             unit="onehot|random|FILE",
         )
-        embedding_size: int = knob(512, "of random embeddings", low=1, high=2**16, unit="N")
+        embedding_size: int = knob(
+            512, "of random embeddings", low=1, high=2**16, unit="N", when={"embedding": ("random",)}
+        )
         synthesis_batch_size: int = knob(400, "images made a loop", low=2, high=2**16, unit="IMAGES")
         loops: int = knob(2, "batches made a round", low=1, high=2**10, unit="N")
         warmup_loops: int = knob(10, "batches made a round of warm-up", low=1, high=2**10, unit="N")

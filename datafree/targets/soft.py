@@ -25,7 +25,12 @@ class Soft(Targets):
 
     @dataclass(frozen=True)
     class Config(configuration.Config):
-        T: float = knob(20.0, "temperature tau of the softened answers; higher makes classes more alike", above=0)
+        T: float = knob(
+            20.0,
+            "temperature tau of the softened answers; higher makes classes more alike",
+            above=0,
+            when={"kd_loss": ("kl",)},
+        )
         kd_loss: str = knob("kl", "l1: distance of the logits, without temperature", choices=("kl", "l1"))
         at: float = knob(0.0, "weight of L_at: raise it for a student that looks where its teacher does", low=0)
 
