@@ -84,6 +84,7 @@ PLANS = {  # flags, epochs and warm-up before; epochs and warm-up planned, passe
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", PLANS)
 def test_a_plan_by_teacher_passes_is_kept_to_the_pass_and_leaves_no_trace_in_the_run(method, tmp_path):
     flags, *before, epochs, warmup, spent, more = PLANS[method]

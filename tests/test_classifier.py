@@ -317,6 +317,7 @@ def test_a_quantised_network_is_called_that():
         wrapped(network)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_taken_as_it_was_before():
     network = small_network(1)
     assert Classifier(torch.compile(network), "own", CLASSES, SIZE, MEAN, STD).network is network

@@ -55,6 +55,7 @@ def test_other_networks_count_as_what_they_are_said_to_be():
     assert context.costs.take() == both("generator", N) | {"P_forward": N}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hl", [False, True])
 def test_a_run_counts_what_one_counts_by_hand(tmp_path, few_digits, hl):  # noqa: F811
     finished([*QUICK, "--run_root", tmp_path, *["--hl", "--attack_at", "step", "--p_width", "4"] * hl])

@@ -29,6 +29,7 @@ def test_a_student_can_be_saved_whole_and_a_teacher_that_cannot_be_copied_keeps_
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
+@pytest.mark.slow
 def test_a_network_that_recomputes_its_layers_on_the_way_back_gives_the_run_of_one_that_does_not(tmp_path):
     found = []
     for kind in (Body, Checkpointed):
@@ -94,6 +95,7 @@ def test_complex_weights_are_learnt_too(optimizer, tmp_path):
 COMPILED = {"script": torch.jit.script, "trace": lambda network: torch.jit.trace(network, torch.zeros(2, *SHAPE))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", COMPILED)
 def test_a_torchscript_teacher_works_without_its_layers_and_a_torchscript_student_is_budgeted(how, tmp_path, capsys):
     teacher, student = (COMPILED[how](small_network(seed)) for seed in (1, 2))

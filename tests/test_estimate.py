@@ -65,6 +65,7 @@ def test_passes_by_network_and_direction_add_up_to_an_iteration_and_a_step(soft)
     assert counts["entry"].few == Counts(0, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_step_has_its_share_of_a_lesson_that_serves_several(soft, monkeypatch):
     monkeypatch.chdir(ROOT)
     estimate, _, both = made("--echo", "4")
@@ -124,6 +125,7 @@ def test_memory_and_what_is_sent_are_those_of_the_networks(soft):
     assert estimate.pool == epochs * values.synthesis_batch_size * 3 * 32 * 32
 
 
+@pytest.mark.slow
 def test_the_hard_loss_adds_p_and_the_twins(soft, monkeypatch):
     monkeypatch.chdir(ROOT)
     hard, soft = made("--hl", "--p_width", "4")[0], soft[0]

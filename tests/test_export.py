@@ -307,6 +307,7 @@ def test_a_network_made_for_grey_images_is_made_so_by_the_card_s_lines(name, lib
     check_card(tmp_path / "out", student.eval(), 1, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_transformers_network_made_for_grey_images_is_read_by_the_card_s_lines(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

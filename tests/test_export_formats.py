@@ -19,6 +19,7 @@ def exported(network, names, out):
     return export(student, Origin("own", "own.py:Own", "shapes"), names, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Masked, Fourier])
 def test_masks_of_infinity_and_complex_filters_leave_in_every_format(make, tmp_path):
     need_onnx()
@@ -54,6 +55,7 @@ def test_a_student_that_answers_otherwise_each_time_is_told_so(tmp_path):
         exported(AlwaysDrops(), ["safetensors"], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_more_weights_than_an_onnx_file_holds_lie_beside_it_and_the_card_says_so(tmp_path, monkeypatch):
     need_onnx()
     monkeypatch.setattr(formats, "LARGEST_FILE", 100)  # bytes, in place of 2 GB

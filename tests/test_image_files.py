@@ -163,6 +163,7 @@ def test_an_image_below_pillows_limit_is_read_without_a_warning(tmp_path, monkey
 FORMATS = ["png", "jpg", "gif", "bmp", "tif", "webp", "ppm", "tga", "jp2", "avif"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_damaged_file_of_any_format_is_read_or_refused_in_one_line(tmp_path, capfd, name):
     check = {"avif": "avif", "webp": "webp", "jp2": "jpg_2000"}.get(name)

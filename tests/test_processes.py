@@ -156,6 +156,7 @@ def test_a_mistake_is_one_line_of_one_process(tmp_path):
     assert said.read_text().count("\n") == 1 and "--batch_size 7 is of all 2 processes" in said.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_run_goes_on_with_another_number_of_processes_and_says_so(after, tmp_path, at_epoch):  # noqa: F811
     sizes = ["--batch_size", "12", "--synthesis_batch_size", "12", "--run_root", str(tmp_path / "run")]

@@ -70,6 +70,7 @@ def flipped(content, at, mask):
     return content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :]
 
 
+@pytest.mark.slow
 @QUICK
 @given(name=st.sampled_from(sorted(FORMATS)), at=AT)
 def test_a_file_loads_whole_and_is_refused_cut_anywhere(name, at, tmp_path):

@@ -183,6 +183,7 @@ def test_what_no_graph_can_hold_is_named_before_the_run(monkeypatch):
     assert "several processes" in obstacle_to_recording(on_gpu(torch.bfloat16))
 
 
+@pytest.mark.slow
 def test_a_run_on_the_cpu_that_asks_for_a_graph_says_so_in_a_line_and_is_the_eager_run(tmp_path):
     said = finished([*QUICK, "--step", "graph", "--run_root", tmp_path])
     lines = [line for line in said.splitlines() if "--step graph" in line]

@@ -126,6 +126,7 @@ def test_the_plan_as_arrays_of_slurm_needs_no_slurm_and_has_what_reuses_in_the_s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_gpus_are_dealt_out_one_a_run(monkeypatch):
     module = script("reproduce")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -152,6 +152,7 @@ def test_a_state_of_training_from_before_there_was_a_scale_loads():
     subject.load_state_dict({name: value for name, value in state.items() if name != "scaler"})
 
 
+@pytest.mark.slow
 def test_a_run_in_fp16_ends_well_and_bit_identical_where_it_was_interrupted(tmp_path, at_epoch):  # noqa: F811
     line = [*QUICK, "--precision", "fp16", "--device", "cpu", "--run_root"]
     log = finished([*line, tmp_path / "whole"])

@@ -56,6 +56,7 @@ def test_a_run_that_is_wanted_whole_goes_on_after_the_mark(tmp_path):
     assert found["epoch"] == 2 and json_of(folder / "status.json")["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_said_in_one_line(tmp_path):
     with user_error("--teacher_path"):
         speedrun.timed(["--teacher", "resnet56", "--run_root", str(tmp_path)], 50)

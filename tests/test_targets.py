@@ -53,6 +53,7 @@ def test_pa_zero_without_swap_is_the_hard_loss_without_attack_to_the_last_bit_an
     assert not same_state(hard, attacked) and all_of_them["attacked_rate"] == 4 * [1]
 
 
+@pytest.mark.slow
 def test_a_run_with_the_attack_records_its_rates_and_leaves_p(tmp_path):
     of = {"num_classes": CLASSES, "img_size": SIZE, "mean": MEAN, "std": STD, "epochs": 3, "warmup": 1, "kd_steps": 3}
     of |= {"synthesis_batch_size": 4, "batch_size": 5, "g_steps": 2, "ngf": 2, "nz": 4, "p_width": 2, "device": "cpu"}

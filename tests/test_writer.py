@@ -103,6 +103,7 @@ def alone(tmp_path_factory):
     return root / FOLDER
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_while_its_state_is_written_and_leaves_the_same_files(alone, tmp_path, monkeypatch):
     recorded, states, write, record = [threading.Event() for _ in range(4)], [], Snapshot._write, RunFolder.record
 
@@ -148,6 +149,7 @@ def test_a_signal_waits_for_the_state_and_the_run_goes_on_either_way(alone, tmp_
     assert differences(alone, tmp_path / FOLDER) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_state_before_it_is_whole(alone, tmp_path, monkeypatch):
     write = Snapshot._write
 
