@@ -196,11 +196,24 @@ def test_weights_in_several_dictionaries_are_put_together(path):
     parts = {"fc": {key[3:]: state[key] for key in state if key.startswith("fc.")}}
     parts |= {name: {key[6:]: state[key] for key in state if key.startswith(name)} for name in ("conv1", "conv2")}
     parts |= {name: {key[4:]: state[key] for key in state if key.startswith(name)} for name in ("bn1", "bn2")}
-    torch.save({"weights": parts}, path)
-    assert same_state(filled(path)[0], state)
+    for beside in ({}, {"epoch": torch.tensor(3)}):
+        torch.save({"weights": parts | beside}, path)
+        assert same_state(filled(path)[0], state)
 
 
 # Names
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda all: {"state_dict": all}], ids="bw")
+def test_single_numbers_of_a_training_beside_the_weights_are_passed_over_and_said_and_others_are_not(path, wrap):
+    more = {"epoch": torch.tensor(3), "best_acc1": torch.tensor([91.0]), "n": torch.tensor(5)}
+    torch.save(wrap(source() | more), path)
+    assert same_state(filled(path)[0], source())
+    assert filled(path)[1][-1] == "passed over beside the network's names: epoch, best_acc1, n"
+    for other in ({"logit_scale": torch.tensor(1.0)}, {"epoch": torch.ones(2)}, {"conv1.step": torch.tensor(1)}):
+        torch.save(wrap(source() | other), path)
+        with user_error("it has 1 names more than the network"):
+            filled(path)
 
 
 def test_what_lies_beside_the_networks_prefix_is_passed_over_and_said(path):

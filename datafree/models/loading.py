@@ -200,8 +200,8 @@ def _remarks(content: Content, fitting: list[Candidate], own: Mapping[str, Tenso
     others = [".".join(each.key) or "(the file itself)" for each in fitting[1:] if not each.equals(taken)]
     if others:
         remarks.append(f"other weights in it fit, too: {', '.join(others)} (--teacher_weights names those to take)")
-    if taken.match.passed_over:
-        remarks.append(f"passed over beside the network's names: {_some(taken.match.passed_over)}")
+    if left := [*taken.match.passed_over, *taken.source.records]:
+        remarks.append(f"passed over beside the network's names: {_some(left)}")
     if taken.source.whole:
         remarks.append(
             f"holds a network saved whole ({taken.source.whole}): its weights were read, nothing of its code was run"

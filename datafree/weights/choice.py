@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from .mismatch import refuse_names
 from .names import MARKS, Match, difference, is_derived, is_extra, matches, without_twins, wrappers_before
-from .sets import WeightSet, joined, unread
+from .sets import WeightSet, joined, unread, without_records
 
 ORDER = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 ORDER += ("teacher", "student")  # then any other, in the file's order; averages of a training's weights come last
@@ -80,6 +80,7 @@ def choose(
     Raises:
         UserError: nothing has the network's names, or there is nothing under ``key``.
     """
+    sets = without_records(sets, own)
     found = _candidates(sets, own) or _candidates(joined(sets), own)
     named = [each for each in found if key is None or _is_under(key, each.key)]
     if not any(each.fits(own) for each in named):
@@ -134,7 +135,7 @@ def _changed(source: WeightSet, own: Mapping[str, Tensor], loading: OwnLoading) 
         if state is not None:
             state |= {name.removeprefix(before): value for name, value in extra.items()}
             state = {name: value for name, value in state.items() if name in own}
-            return Candidate(WeightSet(source.path, state, source.whole), Match("", {n: n for n in state}, []), True)
+            return Candidate(replace(source, values=state), Match("", {n: n for n in state}, []), True)
     return None
 
 

@@ -6,7 +6,7 @@ a dictionary with param_groups, or under a key such as optimizer    what an opti
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any
@@ -21,6 +21,9 @@ from .pickles import StandIn, as_array
 OF_TRAINING = re.compile(  # keys of what has a network's names and is none of its weights
     r"optim(?!al|um|i[sz]ed)|sched|scaler|rng_|^(grads?|gradients|momentum|momentum_buffer|exp_avg|exp_avg_sq)$",
     re.IGNORECASE,
+)
+OF_RECORD = re.compile(  # names of single numbers that a training's record keeps beside the weights
+    r"epoch|step|iter|best|acc|prec|top.?\d|loss|err|lr$|score|metric|seed|time|version|count", re.IGNORECASE
 )
 OF_NETWORKS = {"_parameters", "_buffers", "_modules"}
 UNREAD = {  # functions of PyTorch that make tensors which no network here takes: what those are
@@ -44,11 +47,13 @@ class WeightSet:
         values: a tensor each, dense or not; a StandIn for one that could not be put together; under names that
             ``is_extra`` tells, whatever the file has.
         whole: the class of the network that was saved whole, or None.
+        records: names of what was beside these and is no weight.
     """
 
     path: tuple[str, ...]
     values: dict[str, Any]
     whole: str | None = None
+    records: tuple[str, ...] = ()
 
 
 def sets_in(content: Any) -> list[WeightSet]:
@@ -65,8 +70,29 @@ def joined(sets: list[WeightSet]) -> list[WeightSet]:
         values = {
             ".".join((*each.path[len(path) :], name)): value for each in inside for name, value in each.values.items()
         }
-        whole += [WeightSet(path, values)] if len(inside) > 1 else []
+        records = tuple(".".join((*each.path[len(path) :], name)) for each in inside for name in each.records)
+        whole += [WeightSet(path, values, records=records)] if len(inside) > 1 else []
     return whole
+
+
+def without_records(sets: list[WeightSet], own: Collection[str]) -> list[WeightSet]:
+    """The sets without single numbers of a training's record, as ``epoch`` and ``best_acc``, that a network has not.
+
+    A number of another name may be a weight, as CLIP's ``logit_scale`` is, and so may one within a layer.
+    """
+    last = {name.rpartition(".")[2] for name in own}
+    plain = []
+    for each in sets:
+        records = [n for n, value in each.values.items() if n not in last and _is_record(n, value)]
+        values = {name: value for name, value in each.values.items() if name not in records}
+        plain += [replace(each, values=values, records=tuple(records))] if values else []
+    return plain or sets
+
+
+def _is_record(name: str, value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.numel() != 1 or "." in name:
+        return False
+    return not value.is_floating_point() or bool(OF_RECORD.search(name))
 
 
 def unread(value: Tensor | StandIn) -> str | None:
