@@ -260,7 +260,7 @@ def test_what_cannot_be_read_is_called_what_it_is_with_a_way_on(tmp_path, name, 
 def test_programs_that_pytorch_saves_are_called_what_they_are(tmp_path):
     for make, words in ((scripted, "a TorchScript archive"), (exported, "a torch.export archive")):
         (tmp_path / "a.pt").write_bytes(make())
-        with user_error(words, "save its state_dict"):
+        with user_error(words, "save its weights", "OWN.py:FUNCTION"):
             read(tmp_path / "a.pt", "teacher checkpoint")
 
 

@@ -48,8 +48,9 @@ SIGNATURES: list[tuple[int, bytes, str, str]] = [
 TF_TABLE = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # how an index of TensorFlow's checkpoints ends
 
 # Of zip archives: a file in it, what the archive is, the way on
-TORCHSCRIPT = "save its state_dict(): torch.save(torch.jit.load(FILE).state_dict(), NEW), where you trust it"
-EXPORT = "save its state_dict: torch.save(dict(torch.export.load(FILE).state_dict), NEW), where you trust it"
+TRUSTED = "where you trust it, save its weights, torch.save({}, NEW), or name OWN.py:FUNCTION that returns {}"
+TORCHSCRIPT = TRUSTED.format("torch.jit.load(FILE).state_dict()", "torch.jit.load(FILE)")
+EXPORT = TRUSTED.format("dict(torch.export.load(FILE).state_dict)", "torch.export.load(FILE).module()")
 IN_ZIP: list[tuple[str, str, str]] = [
     ("constants.pkl", "a TorchScript archive, a program with its weights", TORCHSCRIPT),
     ("serialized_exported_program.json", "a torch.export archive", EXPORT),
