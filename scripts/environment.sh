@@ -65,7 +65,8 @@ why_pip_failed() {
     elif grep -q 'ResolutionImpossible' "$said"; then
         echo "$(grep -iE '^ERROR: Cannot install' "$said" | tail -n 1 | cut -c8-300) — all that pip said is in $said"
     else
-        echo "$(grep -iE '^ERROR' "$said" | tail -n 1 | cut -c1-200) — all that pip said is in $said"
+        wanted=$(grep -iE '^ERROR' "$said" | tail -n 1 | cut -c1-200)
+        echo "${wanted:-pip ended without a word, for want of memory perhaps} — all that pip said is in $said"
     fi
 }
 

@@ -38,6 +38,7 @@ SAID = {
         ["failed: Cannot install a and b>=0.4 because", ".venv/pip.txt"],
         ["ResolutionImpossible"],
     ),
+    "nothing said": ("", ["failed: pip ended without a word", ".venv/pip.txt"], ["network"]),
     "something else": ("ERROR: it rains\n", ["ERROR: it rains", ".venv/pip.txt"], ["network"]),
 }
 
