@@ -9,7 +9,7 @@ from conftest import user_error
 from PIL import Image, features
 from test_image_files import pixels_of, png, saved
 
-from datafree.data.image_files import load_pixels
+from datafree.data.image_files import load_pixels, size_of
 from datafree.data.specs import DamagedData
 
 
@@ -178,21 +178,39 @@ def test_floating_point_and_signed_numbers_in_a_tiff_are_right_whatever_the_orde
             refused(path, "big-endian and compressed")
 
 
+ALPHA = np.concatenate([COLOURS, np.full((1, 2, 1), 0.5)], 2)
+UNOPENED = {  # values, photometric interpretation, pixels
+    "colours of 32 bits": (COLOURS.astype(np.float32), 2, [[0, 128, 255], [255, 0, 64]]),
+    "colours and transparency of 64 bits": (ALPHA, 2, [[0, 128, 255], [255, 0, 64]]),
+    "colours of whole numbers": ((COLOURS * 255).astype(np.uint32), 2, [[0, 127, 255], [255, 0, 63]]),
+    "double precision": (GREY, 1, [[0] * 3, [128] * 3, [255] * 3]),
+    "half precision, white is zero": (GREY.astype(np.float16), 0, [[255] * 3, [128] * 3, [0] * 3]),
+    "grey and transparency of 16 bits": (levels(COLOURS[..., :2], np.uint16), 1, [[0] * 3, [255] * 3]),
+}
+
+
+@pytest.mark.parametrize("what", UNOPENED)
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tiff_that_pillow_does_not_open_is_read(tmp_path, what, order, packed):
+    values, photometric, expected = UNOPENED[what]
+    path = tiff(tmp_path / "a.tif", values, photometric, order, packed=packed)
+    assert size_of(str(path)) == values.shape[:2]
+    found = np.array(pixels_of(path))
+    assert abs(found - [expected]).max() <= ("zero" in what), found  # 127.5 turned round
+    path.write_bytes(path.read_bytes()[:-8])
+    refused(path, "cut short")
+
+
 OTHERS = {
-    "colours of 32 bits": (
-        COLOURS.astype(np.float32),
-        2,
-        "a TIFF of 3 x 32 bits, floating point, which Pillow does not",
-    ),
-    "double precision": (GREY.astype(np.float64), 1, "a TIFF of 1 x 64 bits, floating point, which"),
-    "half precision": (GREY.astype(np.float16), 1, "a TIFF of 1 x 16 bits, floating point, which"),
-    "whole numbers of 32 bits": (levels(GREY, np.uint32), 1, "its pixels reach from 0 to 4.29497e+09"),
-    "colours and whole numbers of 32 bits": (levels(COLOURS, np.uint32), 2, "a TIFF of 3 x 32 bits which"),
-    "grey and transparency of 16 bits": (levels(COLOURS[..., :2], np.uint16), 1, "a TIFF of 2 x 16 bits which"),
+    "planes of colours": (COLOURS.astype(np.float32), True, "a TIFF of 3 x 32 bits, floating point, which Pillow does"),
+    "whole numbers of 32 bits": (levels(GREY, np.uint32), False, "its pixels reach from 0 to 4.29497e+09"),
+    "colours and whole numbers of 32 bits": (levels(COLOURS, np.uint32), False, "its pixels reach from 0 to 4.29"),
 }
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_a_tiff_that_pillow_does_not_read_is_called_what_it_is(tmp_path, what):
-    values, photometric, words = OTHERS[what]
-    refused(tiff(tmp_path / "a.tif", values, photometric), words, "8 or 16 bits a sample")
+def test_another_tiff_is_called_what_it_is(tmp_path, what):
+    values, planes, words = OTHERS[what]
+    path = tiff(tmp_path / "a.tif", values, 1 if values.shape[2] == 1 else 2, planes=planes)
+    refused(path, words, "8 or 16 bits a sample")

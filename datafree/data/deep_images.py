@@ -1,4 +1,6 @@
-"""Images of more than 8 bits a sample to 8 bits; and of TIFF, what Pillow reads wrongly or does not read."""
+"""Images of more than 8 bits a sample to 8 bits; and of TIFF, what Pillow reads wrongly or does not open."""
+
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import TiffImagePlugin as Tiff
 FULL = ("PNG", "PPM", "JPEG2000")  # formats of which Pillow gives whole numbers of 16 bits, whether these fill 16 or 32
 HIGHEST_SAMPLE = (281, 341)  # of TIFF: tags (MaxSampleValue, SMaxSampleValue)
 WHITE_IS_ZERO, UNSIGNED, SIGNED, FLOAT = 0, 1, 2, 3  # of TIFF: values of PhotometricInterpretation and SampleFormat
+DEFLATE = (8, 32946)  # of TIFF: values of Compression
 REMEDY = "save it with 8 or 16 bits a sample, as PNG"
 
 
@@ -25,15 +28,15 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     if image.mode == "I" and _highest(tags, Tiff.SAMPLEFORMAT, UNSIGNED) == UNSIGNED:
         values = values.view(np.uint32)
-    low, high = values.min(), values.max()
+    return _levels(values, tags, [65535] if image.format in FULL and image.mode != "F" else [])
+
+
+def _levels(values: np.ndarray, tags: Tiff.ImageFileDirectory_v2 | dict, whites: list[int]) -> Image.Image:
+    low, high, floating = values.min(), values.max(), values.dtype.kind == "f"
     told = max(int(_highest(tags, tag, 0)) for tag in HIGHEST_SAMPLE).bit_length()
     bits = min(int(_highest(tags, Tiff.BITSPERSAMPLE, 16)), told or 16)
-    if image.format in FULL and image.mode != "F":
-        whites = [65535]
-    elif image.mode != "F" and 8 < bits < 16:
-        whites = [2**bits - 1, 65535]
-    else:
-        whites = [1] * (image.mode == "F") + [255, 4095, 65535]
+    if not whites:
+        whites = [2**bits - 1, 65535] if not floating and 8 < bits < 16 else [1] * floating + [255, 4095, 65535]
     white = next((white for white in whites if low >= 0 and high <= white), None)
     if white is None:
         raise ValueError(f"its pixels reach from {low:g} to {high:g}: {REMEDY}")
@@ -61,16 +64,39 @@ def check_pixels(image: Image.Image) -> None:
         raise ValueError(f"its samples are signed: {REMEDY}")
 
 
-def unread_tiff(path: str) -> str:
-    """What a TIFF is that Pillow does not open; empty for any other file."""
-    try:
-        with open(path, "rb") as file:
+def unopened_tiff(path: str) -> Image.Image | None:
+    """What Pillow does not open, in 8 bits: grey or colours of 16 to 64 bits, whole or floating-point, in strips that
+    are not compressed or by deflate; white is where ``to_8_bits`` has it, transparency ignored.
+
+    None where the file is no TIFF. Raises ValueError for any other TIFF, with what it is.
+    """
+    with open(path, "rb") as file:
+        try:
             head = file.read(16)
             tags = Tiff.ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])  # of BigTIFF, else of TIFF
             file.seek(tags.next)
             tags.load(file)
-            bits, samples = _highest(tags, Tiff.BITSPERSAMPLE, 1), tags.get(Tiff.SAMPLESPERPIXEL, 1)
-            kind = ", floating point," if _highest(tags, Tiff.SAMPLEFORMAT, UNSIGNED) == FLOAT else ""
-    except Exception:  # of whichever type, where it is none, or damaged
-        return ""
-    return f"it is a TIFF of {samples} x {bits:g} bits{kind} which Pillow does not read: {REMEDY}"
+            H, W, samples = (int(tags.get(tag, 1)) for tag in (Tiff.IMAGELENGTH, Tiff.IMAGEWIDTH, Tiff.SAMPLESPERPIXEL))
+            bits, how = _highest(tags, Tiff.BITSPERSAMPLE, 1), int(_highest(tags, Tiff.SAMPLEFORMAT, UNSIGNED))
+            strips = list(zip(tags.get(Tiff.STRIPOFFSETS, ()), tags.get(Tiff.STRIPBYTECOUNTS, ()), strict=True))
+        except Exception:  # of whichever type, where it is none, or damaged
+            return None
+        packed = tags.get(Tiff.COMPRESSION, 1)
+        plain = all(tags.get(tag, 1) == 1 for tag in (Tiff.PLANAR_CONFIGURATION, Tiff.PREDICTOR, Tiff.FILLORDER))
+        colours = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION) in ((0, 1) if samples < 3 else (2,))
+        same = np.min(tags.get(Tiff.BITSPERSAMPLE, 1)) == bits and bits in (16, 32, 64) and how in (UNSIGNED, FLOAT)
+        if not (plain and colours and same and strips and packed in (1, *DEFLATE)):
+            kind = ", floating point," if how == FLOAT else ""
+            raise ValueError(f"it is a TIFF of {samples} x {bits:g} bits{kind} which Pillow does not read: {REMEDY}")
+        if Image.MAX_IMAGE_PIXELS and H * W > 2 * Image.MAX_IMAGE_PIXELS:  # where Pillow draws the line
+            raise ValueError(f"it has {H * W:,} pixels")
+        size, data = H * W * samples * int(bits) // 8, b""
+        for start, count in strips:
+            file.seek(start)
+            strip, room = file.read(count), max(1, size - len(data))
+            data += zlib.decompressobj().decompress(strip, room) if packed in DEFLATE else strip
+    if len(data) < size:
+        raise ValueError("it is cut short")
+    order, letter = "<" if head[:2] == b"II" else ">", "f" if how == FLOAT else "u"
+    values = np.frombuffer(data[:size], f"{order}{letter}{bits // 8:g}").reshape(H, W, samples)
+    return _levels(values[..., 0] if samples < 3 else values[..., :3], tags, [])

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .deep_images import check_pixels, is_deep, to_8_bits, unread_tiff
+from .deep_images import check_pixels, is_deep, to_8_bits, unopened_tiff
 from .specs import DamagedData, Size
 
 Crop = Callable[[Image.Image], Image.Image]
@@ -43,16 +43,28 @@ def load_pixels(path: str, channels: int, crop: Crop) -> np.ndarray:
 
 def size_of(path: str) -> Size:
     """Height and width, from the file's header. Raises DamagedData where it has none."""
-    with _named(path), Image.open(path) as image:
+    with _named(path), _opened(path) as image:
         return image.height, image.width
 
 
 def read_image(path: str, channels: int) -> Image.Image:
     """In mode RGB or, for one channel, L. Raises whatever Pillow does where the file cannot be read."""
-    with Image.open(path) as image:
+    with _opened(path) as image:
         check_pixels(image)
         colour = (to_8_bits(image) if is_deep(image) else image).convert("RGB")
         return colour if channels == 3 else colour.convert("L")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        image = unopened_tiff(path)
+        if image is None:
+            raise
+    with image:
+        yield image
 
 
 @contextmanager
@@ -69,8 +81,7 @@ def _reason(path: str, error: Exception) -> str:
     if os.path.islink(path) and not os.path.exists(path):
         return f"it is a link to {os.readlink(path)}, which is not there"
     if isinstance(error, UnidentifiedImageError):
-        unknown = unread_tiff(path) or "Pillow knows no such image format"
-        return unknown if os.path.getsize(path) else "it is empty"
+        return "Pillow knows no such image format" if os.path.getsize(path) else "it is empty"
     told = getattr(error, "strerror", None) or str(error).partition(". ")[0].rstrip(".")
     return told or type(error).__name__
 
