@@ -64,7 +64,7 @@ SYSTEM = (
     *("a/._1.png", "a/.hidden.png", "a/.DS_Store", "a/Thumbs.db", "a/desktop.ini", ".ipynb_checkpoints/1-copy.png"),
     *("a/.ipynb_checkpoints/1.png", "a/deep/.ipynb_checkpoints/2.png", "__MACOSX/a/._1.png", "__MACOSX/1.png"),
     *("@eaDir/1.png/SYNO.png", "a/@eaDir/2.png", "lost+found/3.png", "$RECYCLE.BIN/4.png", ".cache/5.png"),
-    *("a/deep/__MACOSX/6.png", "System Volume Information/7.png"),
+    *("a/deep/__MACOSX/6.png", "System Volume Information/7.png", "#recycle/8.png", "a/LOST.DIR/9.png"),
 )
 
 

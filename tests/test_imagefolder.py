@@ -168,10 +168,23 @@ def test_what_is_no_data_set_is_refused_unless_the_class_count_is_given(tmp_path
     refused("no class folders")
     (tmp_path / "train/cat").mkdir()
     refused("no image", ".jpg")
+    for name in ("IMG_1", "2.HEIC", "IMG_3"):
+        (tmp_path / "train/cat" / name).touch()
+    others = "passed over for their endings: 3 files (none, .HEIC)"
+    refused("no image", others)
     write(tmp_path, "train/cat/1.heic.png")
+    assert f"training set: {others}" in loaded(spec_of(tmp_path), train=True)[1]
     (tmp_path / "val/cat").mkdir(parents=True)
     with user_error(f"no image in {tmp_path}/val", kind=MissingData):
         spec_of(tmp_path).load("nowhere", False, False)
+
+
+def test_class_folders_of_files_without_extensions_are_told_of_though_there_is_no_split(tmp_path):
+    for name in ("a/1", "b/2"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with user_error("neither train/ nor val/, nor images; passed over for their endings: 2 files (none)"):
+        spec_of(tmp_path)
 
 
 def test_links_and_system_files_change_nothing(tmp_path):

@@ -7,6 +7,7 @@ that systems and archives leave behind.
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from .specs import DamagedData
 
 TRAIN = ("train", "training")
 TEST = ("val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev")  # the first with classes
-SYSTEM = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
+SYSTEM = (  # of macOS, Windows, their file systems, and the disks of Synology and QNAP
+    *("__macosx", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini", "lost+found"),
+    *("found.000", "lost.dir", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
+)
 
 
 @contextlib.contextmanager
@@ -58,7 +62,20 @@ def splits_in(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def image_paths(folder: Path) -> list[str]:
-    """Every image file in and below a folder, sorted by folder and name as torchvision's ImageFolder does.
+    """Every image file in and below a folder, sorted by folder and name as torchvision's ImageFolder does."""
+    return [path for path in _files_in(folder) if is_image(path)]
+
+
+def passed_over(split: Path, classes: Sequence[str]) -> str:
+    """How many of the user's files in these folders have no image's ending, and which endings; empty where none."""
+    there = [path for name in classes if (split / name).is_dir() for path in _files_in(split / name)]
+    endings = Counter(os.path.splitext(path)[1] or "none" for path in there if not is_image(path))
+    shown = ", ".join(ending for ending, _ in endings.most_common(3)) + (", ..." if len(endings) > 3 else "")
+    return f"passed over for their endings: {endings.total():,} files ({shown})" if endings else ""
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Every file of the user's in and below a folder, in that order.
 
     A folder that links lead to twice is read once, and none that the given one lies in: links may go round in circles.
     """
@@ -71,7 +88,7 @@ def image_paths(folder: Path) -> list[str]:
         with os.scandir(here) as entries:
             ours = sorted((entry for entry in entries if is_ours(entry.name)), key=lambda entry: entry.name)
         waiting += [entry.path for entry in ours if _is_folder(entry)]
-        found += [entry.path for entry in ours if is_image(entry.name) and _is_file(entry)]
+        found += [entry.path for entry in ours if _is_file(entry)]
     return sorted(found, key=os.path.split)
 
 

@@ -12,11 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .class_folders import TEST, TRAIN, folders_in, image_paths, readable, samples_of, splits_in, without_images
+from .class_folders import (
+    TEST,
+    TRAIN,
+    folders_in,
+    image_paths,
+    passed_over,
+    readable,
+    samples_of,
+    splits_in,
+    without_images,
+)
 from .folder_images import FolderImages, Samples, folder_images
 from .image_files import EXTENSIONS
 from .specs import DamagedData, DatasetSpec, Images, MissingData, Size
 
+ENDINGS = " ".join(EXTENSIONS)
 NAMED = 3  # classes at most in a line of the log
 
 
@@ -47,7 +58,7 @@ def imagefolder_spec(
     splits = _find(path, num_classes)
     there = [split for split in splits.values() if split.folder]
     if there and not any(image_paths(split.folder / name) for split in there for name in split.names):
-        raise UserError(f"there is no image in {path}", f"put some into its class folders: {' '.join(EXTENSIONS)}")
+        raise UserError(f"there is no image in {path}{_but(there[0])}", f"put some into its class folders: {ENDINGS}")
     classes = _numbered(path, splits, num_classes) if there else ()
 
     @readable()
@@ -57,7 +68,7 @@ def imagefolder_spec(
             raise MissingData(split.note, f"put {'train' if train else 'val'}/<class>/ into {path}")
         samples = samples_of(split.folder, classes)
         if not samples:
-            raise MissingData(f"no image in {split.folder}", f"put images there: {' '.join(EXTENSIONS)}")
+            raise MissingData(f"no image in {split.folder}{_but(split)}", f"put images there: {ENDINGS}")
         images = folder_images(samples, shape, train, workers)
         images.remarks = _remarks("training" if train else "test", split, samples, classes, images)
         return images
@@ -114,6 +125,7 @@ def _without_splits(path: Path, num_classes: int | None) -> Split:
     what, remedy = f"{path} holds neither train/ nor val/", "name a folder that does, or give --num_classes"
     if not path.is_dir():
         what = f"{path} is no folder" if path.exists() else f"there is no folder {path}"
+        remedy = "say where it is now with --dataset imagefolder:PATH, at --resume as well, or give --num_classes"
         remedy = "name the folder that it is in, or unpack it" if path.exists() else remedy
     elif inside:
         what, remedy = f"{what}, but {inside[0]} does", f"give --dataset imagefolder:{inside[0]}"
@@ -124,6 +136,8 @@ def _without_splits(path: Path, num_classes: int | None) -> Split:
         if num_classes in (None, len(folders)):
             return Split(path, folders, " (no train/ or val/ there: its folders are taken for classes of test images)")
         what = f"{what}, and its {len(folders)} folders are not {num_classes} classes"
+    elif others := passed_over(path, folders):
+        what = f"{what}, nor images; {others}"
     if num_classes is None:
         raise UserError(what, remedy)
     return Split(None, [], what)
@@ -156,11 +170,18 @@ def _numbered(path: Path, splits: dict[bool, Split], num_classes: int | None) ->
     return classes
 
 
+def _but(split: Split) -> str:
+    """What is there in place of images."""
+    others = passed_over(split.folder, split.names)
+    return f"; {others}" if others else ""
+
+
 def _remarks(kind: str, split: Split, samples: Samples, classes: Sequence[str], images: Images) -> tuple[str, ...]:
     """For the log: where the images are from, how they are read, and of which classes there are none."""
     how = f"read by {images.workers} threads" if isinstance(images, FolderImages) else "in memory"
     return (
         f"{kind} set: {split.folder}, {len(samples):,} images, {how}{split.note}",
+        *([f"{kind} set: {others}"] if (others := passed_over(split.folder, classes)) else []),
         *_missing(f"no {kind} image of", without_images(samples, classes)),
         *_missing("left out, for it is not in train/:", sorted(set(split.names).difference(classes))),
     )
