@@ -86,6 +86,10 @@ def test_the_teacher_is_described_first_with_accuracy_and_mean_confidence_and_wa
     assert all(word in warning for word in ("chance is 20 %", "--teacher_mean", "order", "--teacher_img_size"))
     (line,) = Evaluation(teacher, None, FP32).about_teacher()
     assert line.endswith("on noise (there are no test images)")
+    teacher.register_forward_hook(lambda module, x, logits: logits.index_fill(0, torch.tensor([0, 4]), torch.nan))
+    found = Evaluation(teacher, good, FP32)
+    assert found.accuracy_teacher == pytest.approx(100 * (N - 2) / N) and found.confidence_teacher > 0
+    assert "answers 2 of them with NaN" in found.about_teacher()[1] and found.score(teacher).agreement < 100
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,13 @@ class Evaluation:
             with torch.no_grad(), compute.autocast():
                 self.confidence_teacher = 100 * confidence(teacher(noise.to(compute.device))).mean().item()
             return
-        asked = ((x.argmax(1), y, confidence(x)) for x, y in answers(teacher, self.images, compute, batch_size))
-        self._teacher_says, truth, sure = map(torch.cat, zip(*asked, strict=True))
+        asked = (
+            (x.argmax(1), y, confidence(x), x.isfinite().all(1))
+            for x, y in answers(teacher, self.images, compute, batch_size)
+        )
+        says, truth, sure, sound = map(torch.cat, zip(*asked, strict=True))
+        self._teacher_says, sure = says.where(sound, -1), sure.where(sound, 0)  # NaN is no class
+        self.unsound = int(processes.total((~sound).sum()))
         self.confidence_teacher, self.accuracy_teacher = (
             100 * (processes.total(sure.sum()) / processes.total(truth.new_tensor(len(truth)))).item(),
             percentage_equal(self._teacher_says, truth),
@@ -104,6 +109,8 @@ class Evaluation:
             return [f"teacher: {sure} on noise (there are no test images)"]
         count, classes = self.count, self.teacher.num_classes
         lines = [f"teacher: {self.accuracy_teacher:.2f} % of {count:,} test images, {sure}"]
+        if self.unsound:
+            lines.append(f"warning: the teacher answers {self.unsound:,} of them with NaN or infinity - mend it")
         if near_chance(self.accuracy_teacher, classes):
             lines.append(
                 f"warning: the teacher is right on {self.accuracy_teacher:.2f} % of the test images, chance is "
