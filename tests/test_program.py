@@ -25,6 +25,7 @@ def raising(error):
         (raising(UserError("a\nis wrong", "mend it")), 2, "error: a is wrong — mend it"),
         (raising(Stopped(15, "stopped after epoch 3")), 143, "stopped after epoch 3"),
         (raising(KeyboardInterrupt()), 130, "interrupted; what was saved is whole"),
+        (raising(KeyboardInterrupt(15)), 143, "interrupted; what was saved is whole"),
         (
             raising(PermissionError(13, "Permission denied", "a/b")),
             2,

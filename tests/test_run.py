@@ -13,6 +13,7 @@ from datafree.engine.evaluation import Score
 from datafree.engine.readings import Readings
 from datafree.errors import NotFiniteError, not_finite_in
 from datafree.runs import run as runs
+from datafree.runs import stopping
 from datafree.runs.folder import RunFolder, read_status
 from datafree.runs.run import Run
 from datafree.runs.snapshot import Snapshot
@@ -92,16 +93,18 @@ def test_a_stop_between_two_saves_saves_and_says_how_to_go_on(path, number):
     assert json_of(path / "summary.json")["seconds_total"] > before["seconds_total"]
 
 
-def test_a_second_signal_interrupts_at_once(path):
+@pytest.mark.parametrize(("same", "error", "saved"), [(-1, KeyboardInterrupt, 1), (60, Stopped, 2)])
+def test_a_second_signal_interrupts_at_once_unless_it_comes_with_the_first(path, monkeypatch, same, error, saved):
     def stop(epoch, run):
         if epoch == 2:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
 
+    monkeypatch.setattr(stopping, "SAME", same)
     before = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background of a script
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         Loop(path, stop)()
-    assert weight_in(path) == 1 and signal.getsignal(signal.SIGINT) is before
+    assert weight_in(path) == saved and signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_status_through_the_life_of_a_run(path):

@@ -1,6 +1,7 @@
 """What both entry points share: how a mistake is reported and how the program leaves."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,9 +37,9 @@ def run_program(main: Callable[[list[str]], None]) -> None:
             with suppress(OSError):  # its terminal may be what is gone
                 print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; what was saved is whole", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (*interrupt.args, signal.SIGINT)[0])
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         _silence_stdout()
         sys.exit(141)

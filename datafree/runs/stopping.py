@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
@@ -9,7 +10,7 @@ from types import FrameType, TracebackType
 # nohup has it ignored), SIGBREAK is of Windows.
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGBREAK")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-
+SAME = 2.0  # seconds for one request to come twice, as where a launcher passes on what all got; chosen by us
 IGNORED_HANGUP = getattr(signal, "SIGHUP", None), signal.SIG_IGN
 
 
@@ -27,7 +28,7 @@ class Stopped(Exception):  # noqa: N818 (not an error: the user asked for it)
 
 
 class StopRequests:
-    """Within, the first signal is remembered in ``received``; a second one interrupts at once.
+    """Within, the first signal is remembered in ``received``; another, ``SAME`` seconds later, interrupts at once.
 
     In another thread than the main one, which alone can ask for signals, none is received.
 
@@ -52,7 +53,10 @@ class StopRequests:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not of Python
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
+            if now - self._since > SAME:
+                raise KeyboardInterrupt(number)
+            return
+        self.received, self._since = number, now
         self._told()
