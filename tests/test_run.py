@@ -173,7 +173,12 @@ def test_a_term_or_a_weight_that_is_not_finite_ends_the_run_by_its_name_and_keep
 )
 def test_what_became_nan_names_the_rate_to_lower(term, flag):
     with user_error(f"lower {flag}"), not_finite_in("epoch 1"):
-        raise NotFiniteError(term, float("nan"), 1)
+        raise NotFiniteError(term, float("nan"), 2)
+
+
+def test_what_is_nan_before_anything_is_trained_is_the_teachers():
+    with user_error("loss_oh became nan in epoch 1, step 1", "teacher"), not_finite_in("epoch 1"):
+        raise NotFiniteError("loss_oh", float("nan"), 1)
 
 
 def test_the_line_of_an_epoch_has_losses_scores_and_all_seconds():
