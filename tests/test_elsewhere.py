@@ -119,6 +119,7 @@ def test_another_teacher_is_refused_wherever_it_lies(begun, tmp_path):
     assert tree(home) == before
     shutil.copy(tmp_path / "other.pth", home / "t.pth")  # in the very place
     assert "t.pth is another teacher" in error_of(["--resume", folder])
+    assert "--dataset: there is no" in error_of(["--resume", folder, "--dataset", "imagefolder:gone"])
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 from .. import processes
 from ..configuration import Config, Preset, resolve
 from ..errors import UserError
-from ..paths import absolute, found_again, same_place
+from ..paths import absolute, found_again, same_place, split
 from ..runs.folder import FORMAT
 from .flags import MachineConfig, TaskConfig, free_names
 from .parser import Parser
@@ -55,7 +55,10 @@ def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.N
     config, free = read_config(folder, parser.prog), free_names(parser.configs)
     for name, value in vars(given).items():
         if name not in free and not same_place(config.get(name), absolute(value)):
-            raise UserError(f"--{name} was {config.get(name)} in {folder}", "leave it out, or start another with --tag")
+            path, remedy = split(str(value))[1], "leave it out, or start another with --tag"
+            if path and not os.path.exists(path):
+                raise UserError(f"--{name}: there is no {path}", "check the path")
+            raise UserError(f"--{name} was {config.get(name)} in {folder}", remedy)
     kept = {name: config[name] for name in parser.names() if name in config and name not in OF_ONE_START}
     kept |= {"run_root": str(folder.absolute().parent)}  # wherever it is by now
     try:
