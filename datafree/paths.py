@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FOLDERS = ("imagefolder:", "hf:")  # before the path in the name of a data set, or of a network
+FOLDERS = ("imagefolder:", "hf:", "timm:local-dir:")  # before the path in the name of a data set, or of a network
 
 
 def split(text: str) -> tuple[str, str, str]:

@@ -198,6 +198,8 @@ def test_nothing_of_this_machine_s_folders_is_in_an_export(make, run, tmp_path):
         ("hf:~/vit", "hf:vit"),
         ("hf:../vit", "hf:vit"),
         ("hf:google/vit-base-patch16-224", "hf:google/vit-base-patch16-224"),
+        ("timm:local-dir:/home/ann/vit", "timm:local-dir:vit"),
+        ("timm:hf-hub:timm/vit.a1", "timm:hf-hub:timm/vit.a1"),
         ("~/t.pth", "t.pth"),
     ],
 )

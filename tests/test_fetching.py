@@ -17,6 +17,7 @@ from datafree.models.names import brings_weights
 
 DIGITS = registry.DATASETS["digits"]
 NAMES = ["torchvision:squeezenet1_1,weights=DEFAULT", "timm:test_resnet,pretrained=True", "hf:org/never-fetched"]
+NAMES += ["timm:hf-hub:org/never-fetched"]
 slow_but_torchvisions = [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
 
 
@@ -82,6 +83,32 @@ def test_what_lies_in_the_cache_of_huggingface_hub_is_used(no_network, empty_cac
         registry.classifier("hf:org/net", DIGITS, weights="own", download=download)
 
 
+@pytest.mark.slow
+def test_timm_is_handed_names_of_the_hub_and_folders_which_teach_with_their_weights(
+    no_network, empty_caches, monkeypatch
+):
+    hub = pytest.importorskip("timm.models")
+    network = hub.create_model("test_resnet", num_classes=10)
+    hub.save_for_hf(network, empty_caches / "net", safe_serialization=True)
+    asked = []
+
+    def fetched(repo_id, filename, **how):
+        asked.append((repo_id, filename))
+        return str(empty_caches / "net" / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", fetched)
+    monkeypatch.setattr(fetching, "unreachable", lambda place: "")
+    for name in ("timm:hf-hub:org/net", f"timm:local-dir:{empty_caches / 'net'}"):
+        own = registry.classifier(name, DIGITS, weights="own", download=True)
+        assert all(torch.equal(value, network.state_dict()[key]) for key, value in own.network.state_dict().items())
+        assert own.img_size == (160, 160)
+        student = registry.classifier(name, DIGITS, download=True).network.state_dict()
+        assert not torch.equal(student["fc.weight"], network.fc.weight)
+    assert {repo for repo, _ in asked} == {"org/net"} and not no_network
+    with user_error("no config.json in it", "check the path"):
+        registry.classifier(f"timm:local-dir:{empty_caches}", DIGITS)
+
+
 def test_an_answer_of_any_kind_or_an_odd_certificate_is_a_network(monkeypatch):
     said = {
         "": [urllib.error.HTTPError("x", 403, "Forbidden", {}, None), urllib.error.URLError(ssl.SSLError("odd"))],
@@ -99,6 +126,7 @@ def test_a_name_brings_weights_where_its_arguments_say_so():
         "timm:x,a=(1,2),pretrained=1",
         "torchvision:x,weights=DEFAULT",
         "hf:a/b",
+        "timm:hf-hub:a/b",
         "n.py:f",
     ]
     assert all(map(brings_weights, brings))

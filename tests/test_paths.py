@@ -9,6 +9,7 @@ from datafree.paths import absolute, found_again, same_place, split
 
 def test_a_name_is_split_into_what_stands_before_the_path_the_path_and_what_stands_behind():
     assert split("imagefolder:my data/x") == ("imagefolder:", "my data/x", "")
+    assert split("timm:local-dir:my/x") == ("timm:local-dir:", "my/x", "")
     assert split("methods/own.py:Own") == ("", "methods/own.py", ":Own")
     assert split("/a/own.py:Own") == ("", "/a/own.py", ":Own")
     assert split("/a/t.pth") == ("", "/a/t.pth", "")

@@ -120,7 +120,8 @@ class Timm(Library):
 
     @property
     def architecture(self) -> str:
-        return super().architecture.partition(".")[0]  # without the tag of weights that are not these
+        named = self.student.network.pretrained_cfg.get("architecture") or super().architecture  # of the hub's, too
+        return named.partition(".")[0]  # without the tag of weights that are not these
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from .. import files
 from ..configuration import as_text
 from ..errors import UserError
 from ..models.classifier import Classifier
+from ..paths import FOLDERS
 from ..reporting.results import NOT_SETTINGS
 from ..reporting.run_networks import RunNetworks
 from ..reporting.run_reader import FinishedRun, read_run
@@ -18,7 +19,6 @@ from ..runs.folder import folder_name
 
 BEST, LAST = WEIGHTS = "best", "last"
 WEIGHT_FILES = {BEST: "best.pth", LAST: "student_last.pth"}
-FOLDERS = ("imagefolder:", "hf:")  # what may stand before a path
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class Origin:
 
 
 def portable(text: str) -> str:
-    """A name, or a flag's value, without the folders that lead to what it names; ``hf:ORG/NAME`` of the hub stays."""
+    """A name, or a flag's value, without the folders that lead to what it names; what is of the hub stays."""
+    if text.startswith("timm:hf"):
+        return text
     prefix = next((each for each in FOLDERS if text.startswith(each)), "")
     path = text.removeprefix(prefix).rstrip("/\\")
     if prefix == "hf:" and re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and not Path(path).exists():

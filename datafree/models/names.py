@@ -3,6 +3,7 @@
 wrn40_2                                        of registry.py
 torchvision:resnet18                           of torchvision.models
 timm:vit_tiny_patch16_224,img_size=32          of timm, with arguments of its create_model
+timm:hf-hub:ORG/NAME   timm:local-dir:FOLDER   likewise, from the hub or a folder
 hf:ORG/NAME   hf:FOLDER                        an image classifier of transformers
 path/to/file.py:function,depth=20              what the function returns, called with num_classes where it takes it
 """
@@ -30,6 +31,7 @@ from .fetching import fetching, is_for_want_of_network
 
 Weights = Literal["none", "file", "own"]
 CLASS_COUNT = ("nc", "num_cls", "num_labels", "n_labels", "num_outputs", "out_dim")  # what else it is called
+OF_TIMM = "hf-hub:", "hf_hub:", "local-dir:"  # before what timm looks for elsewhere than among its own names
 INSTALL = "pip install -r requirements-models.txt"
 
 
@@ -116,7 +118,7 @@ def network_of(
     if library not in LIBRARIES:
         raise UserError(f"unknown library {library!r} in {name!r}", f"known: {', '.join(LIBRARIES)}, FILE.py:FUNCTION")
     wanted, arguments = with_arguments(rest)
-    in_a_cache = brings_weights(name) and not Path(wanted).expanduser().is_dir()
+    in_a_cache = brings_weights(name) and not Path(wanted.removeprefix("local-dir:")).expanduser().is_dir()
     try:
         with fetching(name, library, may=download and in_a_cache):
             return LIBRARIES[library](wanted, num_classes, arguments, given, weights)
@@ -132,7 +134,7 @@ def network_of(
 
 def brings_weights(name: str) -> bool:
     """Whether the name by itself may stand for a trained network."""
-    if user_code.is_file(name) or name.startswith("hf:"):
+    if user_code.is_file(name) or name.startswith(("hf:", *(f"timm:{source}" for source in OF_TIMM))):
         return True
     return ":" in name and any(with_arguments(name)[1].get(key) for key in ("pretrained", "weights"))
 
@@ -255,8 +257,15 @@ def _timm(
     import timm
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each time it tries again
-    if not timm.is_model(name):
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UserError(f"timm:{name} is no folder of timm's: no config.json in it", "check the path")
+        name = f"local-dir:{folder}"
+    elsewhere = name.startswith(OF_TIMM)
+    if not (elsewhere or timm.is_model(name)):
         raise UserError(f"timm has no model {name!r}", nearest_names(name, timm.list_models()))
+    arguments = {"pretrained": True} | arguments if elsewhere and weights == "own" else arguments
     channels = {"in_chans": given.channels} if given.channels not in (None, 3) else {}
     classes = {} if weights == "own" else {"num_classes": num_classes}  # for another count timm makes a random head
     network = timm.create_model(name, **classes | channels | arguments)
