@@ -209,6 +209,8 @@ def test_train_scratch_goes_on_from_elsewhere_and_leaves_its_checkpoint_where_it
     assert run(line, train_scratch, home)[0] == 143
     finished(["--resume", home / "run/scratch-digits-resnet8"], train_scratch, "/")
     assert (home / "t.pth").exists() and not os.path.exists("/t.pth")
+    again = ["--resume", home / "run/scratch-digits-resnet8", "--output", tmp_path / "new.pth"]
+    assert f"--output was {home}/t.pth" in error_of(again, train_scratch)
 
 
 def test_a_report_finds_the_networks_of_a_run_from_another_folder_and_after_the_project_moved(

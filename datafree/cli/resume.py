@@ -55,10 +55,10 @@ def arguments(parser: Parser, argv: Sequence[str], preset: Preset) -> argparse.N
     config, free = read_config(folder, parser.prog), free_names(parser.configs)
     for name, value in vars(given).items():
         if name not in free and not same_place(config.get(name), absolute(value)):
-            path, remedy = split(str(value))[1], "leave it out, or start another with --tag"
-            if path and not os.path.exists(path):
+            before, path, behind = split(str(value))
+            if (before or behind) and path and not os.path.exists(path):
                 raise UserError(f"--{name}: there is no {path}", "check the path")
-            raise UserError(f"--{name} was {config.get(name)} in {folder}", remedy)
+            raise UserError(f"--{name} was {config.get(name)} in {folder}", "leave it out, or start another with --tag")
     kept = {name: config[name] for name in parser.names() if name in config and name not in OF_ONE_START}
     kept |= {"run_root": str(folder.absolute().parent)}  # wherever it is by now
     try:
