@@ -214,3 +214,5 @@ def test_another_tiff_is_called_what_it_is(tmp_path, what):
     values, planes, words = OTHERS[what]
     path = tiff(tmp_path / "a.tif", values, 1 if values.shape[2] == 1 else 2, planes=planes)
     refused(path, words, "8 or 16 bits a sample")
+    path.write_bytes(b"II*\0" + b"\xff" * 40)
+    refused(path, "Pillow knows no such image format")

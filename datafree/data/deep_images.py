@@ -76,7 +76,7 @@ def unopened_tiff(path: str) -> Image.Image | None:
             tags = Tiff.ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])  # of BigTIFF, else of TIFF
             file.seek(tags.next)
             tags.load(file)
-            H, W, samples = (int(tags.get(tag, 1)) for tag in (Tiff.IMAGELENGTH, Tiff.IMAGEWIDTH, Tiff.SAMPLESPERPIXEL))
+            H, W, samples = int(tags[Tiff.IMAGELENGTH]), int(tags[Tiff.IMAGEWIDTH]), tags.get(Tiff.SAMPLESPERPIXEL, 1)
             bits, how = _highest(tags, Tiff.BITSPERSAMPLE, 1), int(_highest(tags, Tiff.SAMPLEFORMAT, UNSIGNED))
             strips = list(zip(tags.get(Tiff.STRIPOFFSETS, ()), tags.get(Tiff.STRIPBYTECOUNTS, ()), strict=True))
         except Exception:  # of whichever type, where it is none, or damaged
@@ -89,7 +89,7 @@ def unopened_tiff(path: str) -> Image.Image | None:
             kind = ", floating point," if how == FLOAT else ""
             raise ValueError(f"it is a TIFF of {samples} x {bits:g} bits{kind} which Pillow does not read: {REMEDY}")
         if Image.MAX_IMAGE_PIXELS and H * W > 2 * Image.MAX_IMAGE_PIXELS:  # where Pillow draws the line
-            raise ValueError(f"it has {H * W:,} pixels")
+            raise ValueError(f"it has {H * W:,} pixels, more than are read")
         size, data = H * W * samples * int(bits) // 8, b""
         for start, count in strips:
             file.seek(start)
