@@ -94,7 +94,9 @@ def distil(
     values, configs = values_from(method, flags)
     num_classes = whole_number("num_classes", num_classes)
     test, train = as_images("test", test, num_classes), as_images("train", train, num_classes)
-    flip = flip and not values.no_flip
+    if not isinstance(flip, bool | np.bool_):
+        raise UserError(f"flip is {flip!r}", "give True or False")
+    values.flip = flip = bool(flip) and not values.no_flip  # in config.json, to be compared at a resumption
     if len(class_names) not in (0, num_classes):
         raise UserError(f"class_names: {len(class_names)} names of {num_classes} classes", "name all of them, or none")
     takes = pair(img_size), *(of_channels(name, each) for name, each in (("mean", mean), ("std", std)))

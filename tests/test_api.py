@@ -93,6 +93,7 @@ UNFIT = {  # what is given instead: what is said
     "another class": ({"method": dict}, "no class on datafree.methods.base.Method"),
     "a flag without effect": ({"kd_loss": "l1", "T": 4}, "--T has no effect with --kd_loss l1"),
     "a number for a word": ({"tag": 3}, "--tag: 3 is not a word"),
+    "a word for flip": ({"flip": "false"}, "flip is 'false'"),
     "a word for a switch": ({"hl": "no"}, "--hl: 'no' is not True or False"),
     "a number for a path": ({"run_root": 3}, "--run_root: 3 is not a path"),
 }
@@ -173,6 +174,8 @@ def test_a_stopped_run_goes_on_with_resume_and_the_same_flags_only(tmp_path, at_
         distil(tmp_path)
     with user_error("--lr was 0.2 in", "not 0.5"):
         distil(tmp_path, lr=0.5, resume=True)
+    with user_error("--flip was False in", "not True"):
+        distil(tmp_path, flip=True, resume=True)
     message = error_of(["--resume", tmp_path / alone.name])
     assert "is a run of datafree.distil" in message and "resume=True" in message
     assert differences(alone, distil(tmp_path, resume=True)) == []
