@@ -40,6 +40,9 @@ def test_what_is_given_goes_before_what_the_library_says_before_what_the_data_se
 def test_an_unknown_name_is_answered_with_the_nearest_and_with_the_other_kinds():
     with user_error("unknown model 'resnet21'", "resnet20", "timm:NAME", "FILE.py:FUNCTION"):
         registry.classifier("resnet21", DIGITS)
+    for name in ("t.pth", "model.safetensors", ".."):
+        with user_error(f"{name} is a file or folder, not a network's name", "--teacher_path"):
+            registry.classifier(name, DIGITS)
     with user_error("unknown library 'keras'", "torchvision, timm, hf"):
         registry.classifier("keras:resnet", DIGITS)
     with user_error("torchvision has no classifier 'resnet_18'", "resnet18"):

@@ -26,6 +26,7 @@ from torch import nn
 from .. import user_code
 from ..data.specs import DatasetSpec, Size, pair
 from ..errors import UserError, first_line, nearest_names
+from ..weights.reading import SUFFIXES
 from .classifier import Classifier, check_has_values, is_lazy
 from .fetching import fetching, is_for_want_of_network
 
@@ -112,6 +113,9 @@ def network_of(
         if name not in known:
             if name.endswith(".py"):
                 raise UserError(f"{name} is a file", f"name what makes the network, too: {name}:FUNCTION")
+            if Path(name).exists() or name.endswith(SUFFIXES):
+                remedy = "name the network; weights are for --teacher_path, and a folder of transformers is hf:FOLDER"
+                raise UserError(f"{name} is a file or folder, not a network's name", remedy)
             hint = f"{nearest_names(name, known)}; or torchvision:NAME, timm:NAME, hf:NAME, FILE.py:FUNCTION"
             raise UserError(f"unknown model {name!r}", hint)
         return with_channels(known[name](num_classes), given.channels), InputFormat()
