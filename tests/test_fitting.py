@@ -385,6 +385,16 @@ def rows(pixels):
     return nn.Sequential(nn.Linear(pixels, 4), nn.ReLU(), nn.Linear(4, CLASSES))
 
 
+class Demanding(Body):
+    def __init__(self, met):
+        super().__init__()
+        self.met = met
+
+    def forward(self, x):
+        assert self.met(x)
+        return super().forward(x)
+
+
 UNFIT = {
     "rows of that size": (lambda: rows(3 * SIZE**2), "it takes rows of numbers, no images: wrap it in nn.Sequential("),
     "rows of another size": (
@@ -399,6 +409,12 @@ UNFIT = {
     "keywords only, and lazy": (LazyByKeyword, "its forward does not take images alone, by position", "wrap it"),
     "labels too": (WithLabels, "by position (missing a required argument: 'labels'): wrap it"),
     "channels last": (ChannelsLast, "it takes images with their channels last", "x.permute(0, 2, 3, 1)"),
+    "a batch of one number": (lambda: Demanding(lambda x: len(x) == 2), "batches of 3 ", "it takes batches of 2 alone"),
+    "single images": (lambda: Demanding(lambda x: len(x) == 1), "batches of 2 ", "it takes batches of 1 alone"),
+    "channels-last memory": (
+        lambda: Demanding(lambda x: x.is_contiguous(memory_format=torch.channels_last)),
+        "x = x.contiguous(memory_format=torch.channels_last)",
+    ),
     "one size": (OneSize, "it answers images of 28x28 pixels: say --teacher_img_size 28"),
 }
 

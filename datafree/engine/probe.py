@@ -28,6 +28,7 @@ Batches = dict[bool, Tensor]  # pixels by mode, True that of training; a network
 
 MORE = 4  # times as many images, where a batch seems to be too small; chosen by us
 OTHER_TYPE = r"input type \(.*(double|half|bfloat16)|same dtype|expected scalar type"  # PyTorch's words for a mixture
+COUNTS = (1, 2, 4, 8, 16, 32, 64)  # images in a batch that networks are exported for
 SIDES = (28, 32, 48, 64, 84, 96, 112, 128, 160, 192, 224, 227, 240, 256, 299, 384)  # that networks are made for
 
 
@@ -59,6 +60,7 @@ def fitted(classifier: Classifier, what: str, shape: Shape, compute: Compute, tr
     if train_batch and not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise UserError(f"{what} has no weights to train", "choose another model, or set requires_grad")
     answers = {train: _answer(classifier, what, batches, compute, train) for train in batches}
+    _answer(classifier, what, {False: torch.cat([noise, noise[:1]])}, compute, False)  # it may be made for just two
     remarks += [f"{what}: of {', '.join(places)} its logits are {place}" for places, place in classifier.picked.items()]
     if classifier.scripted and not train_batch:
         remarks.append(f"{what} is TorchScript, which shows no layers: BatchNorm statistics want the network itself")
@@ -161,9 +163,14 @@ def _remedy(classifier: Classifier, role: str, said: str, batches: Batches, comp
         return "give it larger batches, or choose another model"
     if re.search(OTHER_TYPE, said, re.IGNORECASE):
         return "networks run in fp32 here: take double(), half() and bfloat16() out of it, or cast back with float()"
-    if _bears(classifier, [train], channels, *size):
+    if _bears(classifier, [train], channels, *size, count=len(batches[train])):
         return "it answers where no gradients are asked for: let them through its forward, or choose another model"
     answers = partial(_bears, classifier, batches)
+    count = next((n for n in COUNTS if answers(channels, *size, count=n)), None)
+    if count is not None:
+        return f"it takes batches of {count} alone: make it for any number, as dynamic_shapes of torch.export does"
+    if answers(channels, *size, order=torch.channels_last):
+        return "let its forward begin with x = x.contiguous(memory_format=torch.channels_last)"
     if answers(*size, channels):
         return "it takes images with their channels last: wrap it in a module that gives it x.permute(0, 2, 3, 1)"
     flat = "wrap it in nn.Sequential(nn.Flatten(), network)"
@@ -184,12 +191,19 @@ def _remedy(classifier: Classifier, role: str, said: str, batches: Batches, comp
     return f"give the size that it was made for with --{role}_img_size, or mend it where size is not what fails"
 
 
-def _bears(classifier: Classifier, modes: Iterable[bool], *shape: int) -> bool:
-    """Whether the network inside answers two things of that shape with anything, in each of these modes."""
+def _bears(
+    classifier: Classifier,
+    modes: Iterable[bool],
+    *shape: int,
+    count: int = 2,
+    order: torch.memory_format = torch.contiguous_format,
+) -> bool:
+    """Whether the network inside answers so many things of that shape with anything, in each of these modes."""
     try:
         for train in modes:
             with torch.no_grad(), untouched(classifier, train):
-                classifier.network(torch.zeros(2, *shape, device=classifier.mean.device))
+                x = torch.zeros(count, *shape, device=classifier.mean.device)
+                classifier.network(x.contiguous(memory_format=order))
     except Exception:  # in whatever words
         return False
     return True
