@@ -68,6 +68,8 @@ def test_a_precision_that_was_asked_for_is_taken_and_named():
         ({"cuda": None, "visible": ""}, "build of PyTorch without CUDA"),
         ({"visible": ""}, "CUDA_VISIBLE_DEVICES is empty"),
         ({"visible": "-1"}, "CUDA_VISIBLE_DEVICES is -1"),
+        ({"visible": "7"}, "No CUDA GPUs are available (CUDA_VISIBLE_DEVICES is 7)"),
+        ({"says": TOO_OLD, "visible": "0"}, "too old (found version 11040) (CUDA_VISIBLE_DEVICES is 0); a driver"),
         ({"says": TOO_OLD}, "The NVIDIA driver on your system is too old (found version 11040); a driver"),
     ],
 )

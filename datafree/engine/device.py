@@ -199,14 +199,15 @@ def gpu_out_of_reach() -> str:
     found, visible = "this machine seems to have an NVIDIA GPU that PyTorch does not see", "CUDA_VISIBLE_DEVICES"
     if torch.version.cuda is None:
         return f"{found}: this is a build of PyTorch without CUDA; install one with it (pytorch.org, Get started)"
-    if visible in os.environ:
-        value = os.environ[visible]
+    value = os.environ.get(visible)
+    if value in ("", "-1"):
         return f"{found}: {visible} is {value or 'empty'}, which hides it; unset that, or choose --device cpu"
     try:
         torch.cuda.init()
         why = "it says no more"
     except (RuntimeError, AssertionError) as error:
         why = str(error).split(". ")[0].split("\n")[0]
+    why += f" ({visible} is {value})" if value else ""
     return f"{found}: {why}; a driver that is too old for CUDA {torch.version.cuda} has to be updated (nvidia-smi)"
 
 
