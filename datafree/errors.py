@@ -83,7 +83,7 @@ def not_finite_in(where: str) -> Iterator[None]:
         yield
     except NotFiniteError as bad:
         rate = next((rate for rate, names in RATES.items() if bad.term.split("'")[0] in names), "--lr or --lr_g")
-        remedy = f"lower {rate}, or try --precision fp32; the state before it is kept"
+        remedy = f"start another with a lower {rate}, or with --precision fp32; the state before it is kept"
         if (where, bad.step) == ("epoch 1", 1) and bad.term.startswith("loss_"):
             remedy = "nothing is trained yet: the teacher itself answers so; mend its forward, or try --precision fp32"
         raise UserError(f"{bad.term} became {bad.value} in {where}, step {bad.step}", remedy) from None

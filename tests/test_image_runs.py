@@ -116,7 +116,7 @@ def test_how_many_read_changes_no_number_and_may_be_another_when_resumed(pets, t
     monkeypatch.setattr(folder_images, "IN_MEMORY", 0)
     monkeypatch.setattr(folder_images, "size_of", lambda path: (32, 33))  # so training crops at random
     shown = finished(training(pets, tmp_path / "one", "--workers", "1"), train_scratch)
-    assert "18 images, read by 1 threads" in shown
+    assert "18 images, read by 1 thread" in shown
     finished(training(pets, tmp_path / "four", "--workers", "4"), train_scratch)
     folders = [tmp_path / name / "scratch-pets-resnet8" for name in ("one", "four")]
     assert differences(*folders) == [] and len(rows_of(folders[0])) == 2

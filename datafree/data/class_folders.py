@@ -71,7 +71,8 @@ def passed_over(split: Path, classes: Sequence[str]) -> str:
     there = [path for name in classes if (split / name).is_dir() for path in _files_in(split / name)]
     endings = Counter(os.path.splitext(path)[1] or "none" for path in there if not is_image(path))
     shown = ", ".join(ending for ending, _ in endings.most_common(3)) + (", ..." if len(endings) > 3 else "")
-    return f"passed over for their endings: {endings.total():,} files ({shown})" if endings else ""
+    count = f"{endings.total():,} file{'s' * (endings.total() > 1)}"
+    return f"passed over for their endings: {count} ({shown})" if endings else ""
 
 
 def _files_in(folder: Path) -> list[str]:

@@ -178,7 +178,9 @@ def _but(split: Split) -> str:
 
 def _remarks(kind: str, split: Split, samples: Samples, classes: Sequence[str], images: Images) -> tuple[str, ...]:
     """For the log: where the images are from, how they are read, and of which classes there are none."""
-    how = f"read by {images.workers} threads" if isinstance(images, FolderImages) else "in memory"
+    how = "in memory"
+    if isinstance(images, FolderImages):
+        how = f"read by {images.workers} thread{'s' * (images.workers > 1)}"
     return (
         f"{kind} set: {split.folder}, {len(samples):,} images, {how}{split.note}",
         *([f"{kind} set: {others}"] if (others := passed_over(split.folder, classes)) else []),
