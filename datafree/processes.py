@@ -177,6 +177,7 @@ def leave() -> None:
     if _size > 1:
         from torch import distributed
 
+        time.sleep(MOMENT)  # lets PyTorch's threads end: 2.6 was seen to wait below for good, for the GIL perhaps
         distributed.destroy_process_group()
         _rank, _size, _store, _all_starts = 0, 1, None, None
 

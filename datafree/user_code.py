@@ -41,10 +41,15 @@ def _folder() -> str:
         return ""
 
 
+def default_device() -> torch.device:
+    """Of tensors made here; torch.get_default_device fails in PyTorch 2.6 where it was set to None."""
+    return torch.empty(0).device
+
+
 SETTINGS = {  # that hold for everybody: how each is asked for, and set
     "working folder": (_folder, lambda folder: folder and os.chdir(folder)),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "default device": (torch.get_default_device, lambda d: torch.set_default_device(None if d.type == "cpu" else d)),
+    "default device": (default_device, lambda d: torch.set_default_device(None if d.type == "cpu" else d)),
     "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
 }
 _set_by: dict[Path, dict[str, Any]] = {}  # what each file changed of these, which holds whenever it is at work
@@ -82,7 +87,7 @@ def plain_settings() -> Iterator[None]:
     """Within, PyTorch makes tensors in fp32 on the CPU where it is told nothing, whatever the caller has set."""
     with settings_of(), ExitStack() as stack:
         torch.set_default_dtype(torch.float32)
-        if torch.get_default_device().type != "cpu":
+        if default_device().type != "cpu":
             torch.set_default_device(None)
             stack.enter_context(torch.device("cpu"))  # the caller may be in such a context
         yield

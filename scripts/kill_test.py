@@ -93,14 +93,20 @@ def start(program: str, argv: list[str], output: Path, processes: int = 1) -> li
         STORES[:] = [torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
         there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(STORES[0].port), "WORLD_SIZE": str(processes)}
         there["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    return [fork(program, argv, output, {**there, "RANK": str(rank)}) for rank in range(processes)]
+    gate, opened = os.pipe()  # none begins before all are forked: the store's thread may hold a lock meanwhile
+    pids = [fork(program, argv, output, {**there, "RANK": str(rank)}, (gate, opened)) for rank in range(processes)]
+    os.close(gate)
+    os.close(opened)
+    return pids
 
 
-def fork(program: str, argv: list[str], output: Path, environment: dict[str, str]) -> int:
-    """One of them."""
+def fork(program: str, argv: list[str], output: Path, environment: dict[str, str], gate: tuple[int, int]) -> int:
+    """One of them, which begins when the other end of the gate, a pipe, is closed everywhere."""
     pid = os.fork()
     if pid:
         return pid
+    os.close(gate[1])
+    os.read(gate[0], 1)
     os.environ.update(environment)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # as a program begins, whatever this process listens for

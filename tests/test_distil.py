@@ -10,6 +10,7 @@ from test_fitting import OF_TASK, SHAPE, SHORT, Body, Checkpointed
 from torch import nn
 
 import datafree
+from datafree.user_code import default_device
 
 
 class Uncopied(Body):
@@ -48,7 +49,7 @@ def test_a_network_that_recomputes_its_layers_on_the_way_back_gives_the_run_of_o
 @pytest.mark.parametrize("setting", ["dtype", "device", "context"])
 def test_defaults_of_the_callers_do_not_matter_and_stay(setting, tmp_path):
     teacher, student = small_network(1), small_network(2)
-    kept = torch.get_default_dtype(), torch.get_default_device()
+    kept = torch.get_default_dtype(), default_device()
     try:
         if setting == "dtype":
             torch.set_default_dtype(torch.float64)
@@ -61,7 +62,7 @@ def test_defaults_of_the_callers_do_not_matter_and_stay(setting, tmp_path):
     finally:
         torch.set_default_dtype(kept[0])
         torch.set_default_device(None)
-    assert torch.get_default_device() == kept[1]
+    assert default_device() == kept[1]
 
 
 def test_a_network_of_torch_export_is_a_teacher_and_no_student(tmp_path):

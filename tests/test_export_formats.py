@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import CLASSES, MEAN, SIZE, STD, small_classifier, user_error
+from conftest import CLASSES, MEAN, SIZE, STD, small_classifier, small_network, user_error
 from test_export import ALL, answers_of_card, need_onnx, quick
 from test_fitting import AlwaysDrops, Body, ExtraState, Fourier, Masked
 
@@ -35,7 +35,7 @@ def test_what_is_no_tensor_stays_in_graphs_and_is_refused_by_safetensors(tmp_pat
 
 
 def test_a_type_that_safetensors_has_not_is_one_line(tmp_path):
-    network = Fourier()
+    network = small_network(1)
     network.register_buffer("kept", torch.zeros(1, dtype=torch.complex128))
     with user_error("own has weights of torch.complex128, which safetensors has not"):
         exported(network, ["safetensors"], tmp_path / "out")

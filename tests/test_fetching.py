@@ -3,6 +3,7 @@
 import dataclasses
 import socket
 import ssl
+import sys
 import urllib.error
 import urllib.request
 
@@ -31,6 +32,9 @@ def empty_caches(tmp_path, monkeypatch):
     """Of torch.hub and huggingface_hub."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
     constants = fetching.constants_of_hub()
+    hub = sys.modules.get("transformers.utils.hub")
+    if hasattr(hub, "TRANSFORMERS_CACHE"):  # of version 4, which reads the constants once
+        monkeypatch.setattr(hub, "TRANSFORMERS_CACHE", str(tmp_path / "hub"))
     if constants:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import BF16, FP16, user_error
+from conftest import BF16, FP16, SHARES_ON_CPUS, user_error
 from programs import FOLDER, QUICK, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
 from sharded import KNOBS, METHODS_THAT_ASK
 from test_processes import found_by_two
@@ -21,7 +21,13 @@ SHARDED = [*QUICK, "--shard", "--batch_size", "12", "--synthesis_batch_size", "1
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def on_cpus():
+    if not SHARES_ON_CPUS:
+        pytest.skip("FSDP2 of this PyTorch is for GPUs alone")
+
+
+@pytest.fixture(scope="module")
+def found(on_cpus, tmp_path_factory):
     return found_by_two("sharded.py", tmp_path_factory.mktemp("sharded"))
 
 
@@ -70,7 +76,7 @@ def ends(line, said, count):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(on_cpus, tmp_path_factory):
     """Runs of two processes left alone: the student shared out, and whole in both."""
     folders = []
     for line in (SHARDED, [word for word in SHARDED if word != "--shard"]):
@@ -125,6 +131,10 @@ def test_what_makes_no_sense_is_said_in_a_line_and_fp16_is_refused(monkeypatch):
 
 
 def test_a_pytorch_without_it_is_refused_in_one_line(monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(torch.cpu, "Stream", object)
+        with user_error("FSDP2 of this PyTorch is for GPUs alone", "2.7"):
+            sharding.share_out(torch.nn.Linear(2, 2), torch.device("cpu"))
     monkeypatch.setitem(sys.modules, "torch.distributed.fsdp", None)
     with user_error("--shard takes FSDP2"):
         sharding.share_out(torch.nn.Linear(2, 2), torch.device("cpu"))

@@ -90,7 +90,8 @@ class ImagePool:
         images = [name for name in rows if self._holds_images(name)]
         levels = torch.cat([rows[name] for name in images], 1) if len(images) > 1 else rows["images"]
         cropped = to_pixels(self.augmentation.cut(levels, *(drawn[name] for name in CROP)))
-        return Batch.of(rows | dict(zip(images, cropped.split(rows["images"].shape[1], 1), strict=True)))
+        parts = cropped.split(rows["images"].shape[1], 1)
+        return Batch.of({**rows, **dict(zip(images, parts, strict=True))})
 
     def _request(self, size: int) -> Callable[[], Rows]:
         """Draws now and reads meanwhile: call what is returned for the rows, on the device."""

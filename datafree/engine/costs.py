@@ -4,7 +4,7 @@ A pass is one image through a network, one way. The passes of the teacher, both 
 distillation of different methods can be compared by, whatever the machine.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -23,7 +23,7 @@ class Costs:
     """
 
     def __init__(self) -> None:
-        self.open: Counter[str] = Counter()
+        self.open: defaultdict[str, int] = defaultdict(int)
 
     def count(self, role: str, network: nn.Module, x: Tensor) -> None:
         """A forward pass of x (B, ...), and the backward pass that follows where anything in it wants a gradient."""
@@ -38,11 +38,12 @@ class Costs:
 
     def add(self, counts: Mapping[str, int]) -> None:
         """So much more, as :meth:`take` gave it."""
-        self.open.update(counts)
+        for name, count in counts.items():
+            self.open[name] += count
 
     def take(self) -> dict[str, int]:
         """What was counted since the last call, by name."""
-        counts, self.open = dict(self.open), Counter()
+        counts, self.open = dict(self.open), defaultdict(int)
         return counts
 
 

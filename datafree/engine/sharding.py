@@ -29,6 +29,8 @@ def share_out(network: nn.Module, device: torch.device) -> None:
         raise UserError(
             "--shard takes FSDP2, which this PyTorch lacks", "install 2.6 or newer, or leave it out"
         ) from None
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise UserError("FSDP2 of this PyTorch is for GPUs alone", "install 2.7 or newer, or leave --shard out")
     mesh = init_device_mesh(device.type, (processes.size(),))
     network.to(memory_format=torch.contiguous_format)  # rows are shared out, whose order in memory is this one
     try:

@@ -79,10 +79,10 @@ def candidates(answer: Any, num_classes: int) -> dict[str, Tensor]:
     tensors = [each for each in tensors_in(answer) if each[2].is_floating_point()]
     fits = [each for each in tensors if as_logits(each[2], num_classes) is not None]
     wide = [each for each in fits if each[2].shape[1:].numel() == num_classes]  # else one logit of two classes
-    best = min([_says(name) for _, name, _ in wide or fits], default=OTHER)
+    best = min([OTHER, *(_says(name) for _, name, _ in wide or fits)])  # PyTorch 2.6 compiles no default
     places = [place for place, _, _ in fits]
     others = [name for place, name, tensor in tensors if place not in places and (tensor.ndim == 2 or name == "logits")]
-    if best == OTHER or min(map(_says, others), default=OTHER) < min(best, UNNAMED):
+    if best == OTHER or min([OTHER, *map(_says, others)]) < min(best, UNNAMED):
         return {}  # by their names they are none, or another is, of another width
     return {place: tensor for place, name, tensor in wide or fits if _says(name) == best}
 

@@ -82,7 +82,7 @@ def patches(tokens: Tensor, maps: Collection[int] = ()) -> Tensor:
     lone = tokens.ndim == 3
     tokens = tokens.flatten(1, -2)
     count = tokens.shape[1]
-    of_map = max((n for n in maps if 0 <= count - n <= MOST_EXTRA), default=0)
+    of_map = max([0, *(n for n in maps if 0 <= count - n <= MOST_EXTRA)])
     if lone and of_map > 1:
         tokens = tokens[:, count - of_map :]
     elif lone and count > 2 and isqrt(count - 1) ** 2 == count - 1:

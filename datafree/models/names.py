@@ -28,7 +28,7 @@ from ..data.specs import DatasetSpec, Size, pair
 from ..errors import UserError, first_line, nearest_names
 from ..weights.reading import SUFFIXES
 from .classifier import Classifier, check_has_values, is_lazy
-from .fetching import fetching, is_for_want_of_network
+from .fetching import NoNetworkError, fetching, is_for_want_of_network
 
 Weights = Literal["none", "file", "own"]
 CLASS_COUNT = ("nc", "num_cls", "num_labels", "n_labels", "num_outputs", "out_dim")  # what else it is called
@@ -304,6 +304,10 @@ def _transformers(
             if given.channels and hasattr(config, "num_channels") and "num_channels" not in arguments:
                 config.num_channels = given.channels
             network = with_channels(kind.from_config(config), getattr(config, "num_channels", given.channels))
+    except AttributeError as error:
+        if "NoneType" not in str(error) or folder.is_dir():
+            raise
+        raise NoNetworkError(name) from error  # version 4 goes on without a file that it was kept from fetching
     except OSError as error:
         if is_for_want_of_network(error):
             raise
