@@ -12,7 +12,7 @@ FIRST = ["--epochs", "9", "--warmup", "1"]
 SECOND = ["--teacher", "wrn16_1", "--epochs", "5", "--warmup", "1", "--kd_steps", "40"]
 
 CONVNEXT = "timm:convnext_atto,depths=(1,1,1,1),dims=(16,32,64,128),patch_size=2"
-TRAIN = "--dataset digits --epochs 25 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
+TRAIN = "--dataset digits --epochs 15 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
 
 pytestmark = pytest.mark.slow
 
