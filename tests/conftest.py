@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 FP32, BF16, FP16 = (Compute(CPU, dtype, reason="in tests") for dtype in PRECISIONS.values())
 SIZE, CLASSES, NZ, NGF = 8, 5, 6, 2  # of the small networks
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-SHARES_ON_CPUS = hasattr(torch.cpu.Stream, "record_event")  # FSDP2, since PyTorch 2.7
+SINCE_2_7 = hasattr(torch.cpu.Stream, "record_event")  # of PyTorch: FSDP2 works on CPUs, a tally is compiled once
 
 
 def pytest_collection_modifyitems(items):

@@ -8,7 +8,7 @@ from functools import partialmethod
 
 import pytest
 import torch
-from conftest import CPU, FP32, ROOT, small_classifier, state_of
+from conftest import CPU, FP32, ROOT, SINCE_2_7, small_classifier, state_of
 from programs import QUICK
 from test_aeahl_rg import context_of
 from test_recording import STEPS, Rounds
@@ -101,14 +101,14 @@ def assert_learns_the_same(form, **how):
 def test_a_step_compiled_as_one_learns_what_eager_ones_do_networks_compiled_beside_it_or_not(
     form, networks, pieces, traced
 ):
-    assert assert_learns_the_same(form, networks=networks) <= pieces
+    assert assert_learns_the_same(form, networks=networks) <= (pieces if SINCE_2_7 else 3 * pieces)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(obstacle_on(CPU)), reason=f"nothing compiles here: {obstacle_on(CPU)}")
 def test_a_step_of_compiled_code_learns_what_eager_ones_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    assert assert_learns_the_same("hard") == 1
+    assert assert_learns_the_same("hard") == (1 if SINCE_2_7 else 3)
 
 
 @pytest.mark.slow

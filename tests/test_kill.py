@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import SHARES_ON_CPUS
+from conftest import SINCE_2_7
 from programs import few_digits  # noqa: F401
 
 from scripts import kill_test
@@ -16,7 +16,7 @@ LINES = {
     "KILL of a run that does not wait for its files": "--epochs 5 --save_async",
     "TERM": "--epochs 5",
     "KILL of one of two": "--epochs 4 --processes 2",
-    **({"KILL of one of two that share out the student": "--epochs 4 --processes 2 --shard"} if SHARES_ON_CPUS else {}),
+    **({"KILL of one of two that share out the student": "--epochs 4 --processes 2 --shard"} if SINCE_2_7 else {}),
     "INT": "--epochs 3 --program train_scratch.py --batch_size 32 --precision fp32",
 }
 

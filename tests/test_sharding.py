@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import BF16, FP16, SHARES_ON_CPUS, user_error
+from conftest import BF16, FP16, SINCE_2_7, user_error
 from programs import FOLDER, QUICK, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
 from sharded import KNOBS, METHODS_THAT_ASK
 from test_processes import found_by_two
@@ -22,7 +22,7 @@ SHARDED = [*QUICK, "--shard", "--batch_size", "12", "--synthesis_batch_size", "1
 
 @pytest.fixture(scope="module")
 def on_cpus():
-    if not SHARES_ON_CPUS:
+    if not SINCE_2_7:
         pytest.skip("FSDP2 of this PyTorch is for GPUs alone")
 
 
