@@ -8,7 +8,7 @@ import pytest
 from conftest import user_error
 from programs import script
 
-from datafree.reporting.results import collect
+from datafree.reporting.results import collect, task_name
 from datafree.reporting.run_reader import mean_and_std, read_run
 from datafree.reporting.tables import accuracies, costs, latex, markdown
 
@@ -56,6 +56,11 @@ def test_a_cell_is_mean_and_sample_deviation_over_its_seeds(made):
     }
     (cells,) = costs(frame).astype(str).to_numpy().tolist()
     assert cells[2:] == ["anew", "3", "-", "20.0 ± 10.0", "-", "-", "640 ± 0", "cpu, fp32"]
+
+
+def test_a_task_is_named_without_the_folders_that_lead_to_it():
+    assert task_name("imagefolder:/data/birds/", "/nets/own.py:net", "resnet8") == "birds, own.py:net > resnet8"
+    assert task_name("digits", "wrn16_1", "") == "digits, wrn16_1"
 
 
 def test_mean_and_std_is_the_sample_s_and_counts_what_is_missing():

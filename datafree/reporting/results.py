@@ -7,6 +7,7 @@ each of these is said in a note.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..paths import split
 from .run_reader import FinishedRun
 
 TASK = ["dataset", "teacher", "student"]
@@ -64,8 +66,13 @@ def collect(runs: Iterable[FinishedRun]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def task_name(dataset: str, teacher: str, student: str) -> str:
-    """As in ``digits, wrn16_1 > resnet8``."""
-    return f"{dataset}, {' > '.join(filter(None, (teacher, student)))}"
+    """As in ``digits, wrn16_1 > resnet8``; of a path its last name."""
+    parts = (split(name) for name in (teacher, student) if name)
+    return f"{_last(*split(dataset))}, {' > '.join(_last(*each) for each in parts)}"
+
+
+def _last(before: str, path: str, behind: str) -> str:
+    return os.path.basename(path.rstrip(os.sep)) + behind
 
 
 def settings(run: FinishedRun) -> dict[str, Any]:
