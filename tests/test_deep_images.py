@@ -1,6 +1,7 @@
 """Images of more than 8 bits a sample give the pixels that they should, or are refused with what they are."""
 
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -192,27 +193,38 @@ UNOPENED = {  # values, photometric interpretation, pixels
 @pytest.mark.parametrize("what", UNOPENED)
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_tiff_that_pillow_does_not_open_is_read(tmp_path, what, order, packed):
+@pytest.mark.parametrize("planes", [False, True])
+def test_a_tiff_that_pillow_does_not_open_is_read(tmp_path, what, order, packed, planes):
+    pytest.importorskip("tifffile")
     values, photometric, expected = UNOPENED[what]
-    path = tiff(tmp_path / "a.tif", values, photometric, order, packed=packed)
+    path = tiff(tmp_path / "a.tif", values, photometric, order, planes and values.shape[2] > 1, packed)
     assert size_of(str(path)) == values.shape[:2]
     found = np.array(pixels_of(path))
     assert abs(found - [expected]).max() <= ("zero" in what), found  # 127.5 turned round
     path.write_bytes(path.read_bytes()[:-8])
-    refused(path, "cut short")
+    refused(path, "neither Pillow nor tifffile reads it", "8 or 16 bits a sample")
 
 
 OTHERS = {
-    "planes of colours": (COLOURS.astype(np.float32), True, "a TIFF of 3 x 32 bits, floating point, which Pillow does"),
-    "whole numbers of 32 bits": (levels(GREY, np.uint32), False, "its pixels reach from 0 to 4.29497e+09"),
-    "colours and whole numbers of 32 bits": (levels(COLOURS, np.uint32), False, "its pixels reach from 0 to 4.29"),
+    "whole numbers of 32 bits": (levels(GREY, np.uint32), 1, "its pixels reach from 0 to 4.29497e+09"),
+    "colours and whole numbers of 32 bits": (levels(COLOURS, np.uint32), 2, "its pixels reach from 0 to 4.29"),
+    "a colour too many": (np.zeros((1, 2, 5), np.float64), 5, "a TIFF of 5 x float64, neither grey nor red, green and"),
 }
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_another_tiff_is_called_what_it_is(tmp_path, what):
-    values, planes, words = OTHERS[what]
-    path = tiff(tmp_path / "a.tif", values, 1 if values.shape[2] == 1 else 2, planes=planes)
-    refused(path, words, "8 or 16 bits a sample")
+    pytest.importorskip("tifffile")
+    values, photometric, words = OTHERS[what]
+    refused(tiff(tmp_path / "a.tif", values, photometric), words, "8 or 16 bits a sample")
+
+
+def test_a_tiff_that_only_looks_like_one_or_is_too_large_or_wants_tifffile_is_said_in_a_line(tmp_path, monkeypatch):
+    path = tiff(tmp_path / "a.tif", COLOURS, 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 0.5)
+    refused(path, "2 pixels, more than are read")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    refused(path, "pip install tifffile, or save it with 8 or 16 bits")
     path.write_bytes(b"II*\0" + b"\xff" * 40)
-    refused(path, "Pillow knows no such image format")
+    monkeypatch.undo()
+    refused(path, "neither Pillow nor tifffile reads it")

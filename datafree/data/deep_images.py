@@ -1,15 +1,15 @@
 """Images of more than 8 bits a sample to 8 bits; and of TIFF, what Pillow reads wrongly or does not open."""
 
-import zlib
-
 import numpy as np
 from PIL import Image
 from PIL import TiffImagePlugin as Tiff
 
+from ..errors import first_line
+
 FULL = ("PNG", "PPM", "JPEG2000")  # formats of which Pillow gives whole numbers of 16 bits, whether these fill 16 or 32
 HIGHEST_SAMPLE = (281, 341)  # of TIFF: tags (MaxSampleValue, SMaxSampleValue)
 WHITE_IS_ZERO, UNSIGNED, SIGNED, FLOAT = 0, 1, 2, 3  # of TIFF: values of PhotometricInterpretation and SampleFormat
-DEFLATE = (8, 32946)  # of TIFF: values of Compression
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin, BigTIFF among them
 REMEDY = "save it with 8 or 16 bits a sample, as PNG"
 
 
@@ -65,38 +65,31 @@ def check_pixels(image: Image.Image) -> None:
 
 
 def unopened_tiff(path: str) -> Image.Image | None:
-    """What Pillow does not open, in 8 bits: grey or colours of 16 to 64 bits, whole or floating-point, in strips that
-    are not compressed or by deflate; white is where ``to_8_bits`` has it, transparency ignored.
+    """What Pillow does not open, in 8 bits, by tifffile: grey or colours of up to 64 bits, whole or floating-point;
+    white is where ``to_8_bits`` has it, transparency ignored.
 
-    None where the file is no TIFF. Raises ValueError for any other TIFF, with what it is.
+    None where the file is no TIFF. Raises ValueError for any other TIFF, and where tifffile is not installed.
     """
     with open(path, "rb") as file:
-        try:
-            head = file.read(16)
-            tags = Tiff.ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])  # of BigTIFF, else of TIFF
-            file.seek(tags.next)
-            tags.load(file)
-            H, W, samples = int(tags[Tiff.IMAGELENGTH]), int(tags[Tiff.IMAGEWIDTH]), tags.get(Tiff.SAMPLESPERPIXEL, 1)
-            bits, how = _highest(tags, Tiff.BITSPERSAMPLE, 1), int(_highest(tags, Tiff.SAMPLEFORMAT, UNSIGNED))
-            strips = list(zip(tags.get(Tiff.STRIPOFFSETS, ()), tags.get(Tiff.STRIPBYTECOUNTS, ()), strict=True))
-        except Exception:  # of whichever type, where it is none, or damaged
+        if file.read(4) not in TIFFS:
             return None
-        packed = tags.get(Tiff.COMPRESSION, 1)
-        plain = all(tags.get(tag, 1) == 1 for tag in (Tiff.PLANAR_CONFIGURATION, Tiff.PREDICTOR, Tiff.FILLORDER))
-        colours = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION) in ((0, 1) if samples < 3 else (2,))
-        same = np.min(tags.get(Tiff.BITSPERSAMPLE, 1)) == bits and bits in (16, 32, 64) and how in (UNSIGNED, FLOAT)
-        if not (plain and colours and same and strips and packed in (1, *DEFLATE)):
-            kind = ", floating point," if how == FLOAT else ""
-            raise ValueError(f"it is a TIFF of {samples} x {bits:g} bits{kind} which Pillow does not read: {REMEDY}")
-        if Image.MAX_IMAGE_PIXELS and H * W > 2 * Image.MAX_IMAGE_PIXELS:  # where Pillow draws the line
-            raise ValueError(f"it has {H * W:,} pixels, more than are read")
-        size, data = H * W * samples * int(bits) // 8, b""
-        for start, count in strips:
-            file.seek(start)
-            strip, room = file.read(count), max(1, size - len(data))
-            data += zlib.decompressobj().decompress(strip, room) if packed in DEFLATE else strip
-    if len(data) < size:
-        raise ValueError("it is cut short")
-    order, letter = "<" if head[:2] == b"II" else ">", "f" if how == FLOAT else "u"
-    values = np.frombuffer(data[:size], f"{order}{letter}{bits // 8:g}").reshape(H, W, samples)
+    try:
+        import tifffile
+    except ImportError:
+        raise ValueError(f"it is a TIFF which Pillow does not read: pip install tifffile, or {REMEDY}") from None
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            pixels, tags = page.imagelength * page.imagewidth, {tag.code: tag.value for tag in page.tags}
+            few = not Image.MAX_IMAGE_PIXELS or pixels <= 2 * Image.MAX_IMAGE_PIXELS  # where Pillow draws the line
+            values, axes = page.asarray() if few else None, page.axes
+    except Exception as error:  # of whichever type, where it is damaged or of another kind
+        raise ValueError(f"neither Pillow nor tifffile reads it ({first_line(error)}): {REMEDY}") from None
+    if values is None:
+        raise ValueError(f"it has {pixels:,} pixels, more than are read")
+    values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
+    colours, samples = tags.get(Tiff.PHOTOMETRIC_INTERPRETATION), values.shape[-1]
+    if values.ndim != 3 or values.dtype.kind not in "uif" or colours not in ((0, 1) if samples < 3 else (2,)):
+        raise ValueError(f"it is a TIFF of {samples} x {values.dtype}, neither grey nor red, green and blue: {REMEDY}")
+    values = values.astype(np.float32) if values.dtype == np.float16 else values  # which has no 65,535
     return _levels(values[..., 0] if samples < 3 else values[..., :3], tags, [])
