@@ -1,6 +1,7 @@
-"""Paths in config.json: written from the root, and found again where a folder or the whole project has moved since."""
+"""Paths in config.json: from the root, found again where a folder or the project moved; and names told without them."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ def split(text: str) -> tuple[str, str, str]:
     if dot:
         return "", f"{file}.py", f":{name}"
     return ("", text, "") if os.path.isabs(text) else ("", "", text)
+
+
+def portable(text: str) -> str:
+    """A name, or a flag's value, without the folders that lead to what it names; what is of the hub stays."""
+    if text.startswith("timm:hf"):
+        return text
+    prefix = next((each for each in FOLDERS if text.startswith(each)), "")
+    path = text.removeprefix(prefix).rstrip("/\\")
+    if prefix == "hf:" and re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and not Path(path).exists():
+        return text
+    return prefix + re.split(r"[/\\]", path)[-1]
 
 
 def absolute(value: Any) -> Any:

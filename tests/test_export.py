@@ -25,9 +25,10 @@ import registry
 from datafree import files
 from datafree.export import formats
 from datafree.export.exporting import export
-from datafree.export.origin import Origin, command_of, origin_of, portable, student_of
+from datafree.export.origin import Origin, command_of, origin_of, student_of
 from datafree.models.classifier import Classifier
 from datafree.models.names import InputFormat, network_of
+from datafree.paths import portable
 
 ALL = ["safetensors", "onnx", "torch_export"]
 PROGRAM = script("export")
@@ -183,34 +184,6 @@ def test_nothing_of_this_machine_s_folders_is_in_an_export(make, run, tmp_path):
         "site-packages",
     ):
         assert str(folder).removesuffix("x").encode() not in content, folder
-
-
-@pytest.mark.parametrize(
-    ("text", "stays"),
-    [
-        ("resnet8", "resnet8"),
-        ("imagefolder:/home/ann/birds", "imagefolder:birds"),
-        ("imagefolder:birds/", "imagefolder:birds"),
-        ("/home/ann b/net.py:build", "net.py:build"),
-        (r"C:\Users\ann\net.py:build", "net.py:build"),
-        ("timm:vit_tiny_patch16_224,img_size=32", "timm:vit_tiny_patch16_224,img_size=32"),
-        ("hf:/home/ann/vit", "hf:vit"),
-        ("hf:~/vit", "hf:vit"),
-        ("hf:../vit", "hf:vit"),
-        ("hf:google/vit-base-patch16-224", "hf:google/vit-base-patch16-224"),
-        ("timm:local-dir:/home/ann/vit", "timm:local-dir:vit"),
-        ("timm:hf-hub:timm/vit.a1", "timm:hf-hub:timm/vit.a1"),
-        ("~/t.pth", "t.pth"),
-    ],
-)
-def test_names_stay_and_the_folders_that_lead_to_them_go(text, stays):
-    assert portable(text) == stays
-
-
-def test_a_folder_that_reads_like_a_name_of_the_hub_is_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "ann/vit").mkdir(parents=True)
-    assert portable("hf:ann/vit") == "hf:vit"
 
 
 def test_the_command_has_the_flags_that_are_not_at_their_defaults_and_no_folder():

@@ -1,10 +1,10 @@
-"""Paths in config.json are from the root, and follow a run whose folder has moved."""
+"""Paths in config.json are from the root, and follow a run whose folder has moved; names are told without them."""
 
 from pathlib import Path
 
 import pytest
 
-from datafree.paths import absolute, found_again, same_place, split
+from datafree.paths import absolute, found_again, portable, same_place, split
 
 
 def test_a_name_is_split_into_what_stands_before_the_path_the_path_and_what_stands_behind():
@@ -15,6 +15,34 @@ def test_a_name_is_split_into_what_stands_before_the_path_the_path_and_what_stan
     assert split("/a/t.pth") == ("", "/a/t.pth", "")
     for name in ("digits", "torchvision:resnet18", "t.pth", ""):
         assert split(name) == ("", "", name)
+
+
+@pytest.mark.parametrize(
+    ("text", "stays"),
+    [
+        ("resnet8", "resnet8"),
+        ("imagefolder:/home/ann/birds", "imagefolder:birds"),
+        ("imagefolder:birds/", "imagefolder:birds"),
+        ("/home/ann b/net.py:build", "net.py:build"),
+        (r"C:\Users\ann\net.py:build", "net.py:build"),
+        ("timm:vit_tiny_patch16_224,img_size=32", "timm:vit_tiny_patch16_224,img_size=32"),
+        ("hf:/home/ann/vit", "hf:vit"),
+        ("hf:~/vit", "hf:vit"),
+        ("hf:../vit", "hf:vit"),
+        ("hf:google/vit-base-patch16-224", "hf:google/vit-base-patch16-224"),
+        ("timm:local-dir:/home/ann/vit", "timm:local-dir:vit"),
+        ("timm:hf-hub:timm/vit.a1", "timm:hf-hub:timm/vit.a1"),
+        ("~/t.pth", "t.pth"),
+    ],
+)
+def test_names_stay_and_the_folders_that_lead_to_them_go(text, stays):
+    assert portable(text) == stays
+
+
+def test_a_folder_that_reads_like_a_name_of_the_hub_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ann/vit").mkdir(parents=True)
+    assert portable("hf:ann/vit") == "hf:vit"
 
 
 def test_a_path_is_written_from_the_root_and_a_name_where_its_path_is_there(tmp_path, monkeypatch):

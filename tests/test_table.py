@@ -59,7 +59,8 @@ def test_a_cell_is_mean_and_sample_deviation_over_its_seeds(made):
 
 
 def test_a_task_is_named_without_the_folders_that_lead_to_it():
-    assert task_name("imagefolder:/data/birds/", "/nets/own.py:net", "resnet8") == "birds, own.py:net > resnet8"
+    named = task_name("imagefolder:/data/birds/", "/nets/own.py:net", "resnet8")
+    assert named == "imagefolder:birds, own.py:net > resnet8"
     assert task_name("digits", "wrn16_1", "") == "digits, wrn16_1"
 
 

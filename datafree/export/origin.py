@@ -1,6 +1,5 @@
 """Where a student comes from, in words and numbers that hold on any machine: no folder and no user of this one."""
 
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +10,7 @@ from .. import files
 from ..configuration import as_text
 from ..errors import UserError
 from ..models.classifier import Classifier
-from ..paths import FOLDERS
+from ..paths import portable
 from ..reporting.results import NOT_SETTINGS
 from ..reporting.run_networks import RunNetworks
 from ..reporting.run_reader import FinishedRun, read_run
@@ -67,17 +66,6 @@ class Origin:
         """As JSON holds it, without what is not known, and without the class names: they have a place of their own."""
         known = {name: value for name, value in asdict(self).items() if value is not None}
         return {name: value for name, value in known.items() if name != "class_names"}
-
-
-def portable(text: str) -> str:
-    """A name, or a flag's value, without the folders that lead to what it names; what is of the hub stays."""
-    if text.startswith("timm:hf"):
-        return text
-    prefix = next((each for each in FOLDERS if text.startswith(each)), "")
-    path = text.removeprefix(prefix).rstrip("/\\")
-    if prefix == "hf:" and re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and not Path(path).exists():
-        return text
-    return prefix + re.split(r"[/\\]", path)[-1]
 
 
 def command_of(config: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,6 @@ each of these is said in a note.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..paths import split
+from ..paths import portable
 from .run_reader import FinishedRun
 
 TASK = ["dataset", "teacher", "student"]
@@ -66,13 +65,8 @@ def collect(runs: Iterable[FinishedRun]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def task_name(dataset: str, teacher: str, student: str) -> str:
-    """As in ``digits, wrn16_1 > resnet8``; of a path its last name."""
-    parts = (split(name) for name in (teacher, student) if name)
-    return f"{_last(*split(dataset))}, {' > '.join(_last(*each) for each in parts)}"
-
-
-def _last(before: str, path: str, behind: str) -> str:
-    return os.path.basename(path.rstrip(os.sep)) + behind
+    """As in ``digits, wrn16_1 > resnet8``, without the folders that lead to them."""
+    return f"{portable(dataset)}, {' > '.join(portable(name) for name in (teacher, student) if name)}"
 
 
 def settings(run: FinishedRun) -> dict[str, Any]:
