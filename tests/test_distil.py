@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, SIZE, small_network, user_error
-from test_fitting import OF_TASK, SHAPE, SHORT, Body, Checkpointed
+from odd_networks import Body, Checkpointed
+from test_fitting import OF_TASK, SHAPE, SHORT
 from torch import nn
 
 import datafree

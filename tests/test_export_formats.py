@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 from conftest import CLASSES, MEAN, SIZE, STD, small_classifier, small_network, user_error
+from odd_networks import AlwaysDrops, Body, ExtraState, Fourier, Masked
 from test_export import ALL, answers_of_card, need_onnx, quick
-from test_fitting import AlwaysDrops, Body, ExtraState, Fourier, Masked
 
 from datafree.export import formats
 from datafree.export.exporting import export
