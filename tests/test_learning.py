@@ -42,7 +42,7 @@ SHORT = {  # method: flags
     "cmi": "--epochs 2",
     "deepinversion": "--epochs 3",
     "dafl": "--epochs 4",
-    "zskt": "--epochs 4",
+    "zskt": "--epochs 7",
     "dfad": "--epochs 7",
     "dfq": "--epochs 4",
     "mad": "--epochs 4",
