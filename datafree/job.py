@@ -172,7 +172,7 @@ def prepare(
     maker = method(context, method.Config.of(values).share())
     aims = targets(context, targets.Config.of(values))
     pool = make_pool(values, maker, aims, context, length) if maker.pooled else None
-    compiling = Compiling.chosen(compute, values.compile, values.no_compile, how.compiled)
+    compiling = Compiling.chosen(compute, values.compile, values.no_compile, length.steps, how.compiled)
     busy = {f"network {i} of the method": network for i, network in enumerate(maker.busy)}
     networks = {"teacher": context.teacher, "teacher's copy": answering, **busy, **aims.networks}
     compiling.compile(networks | ({} if how.shard else {"student": student}), learner.objective)

@@ -68,6 +68,16 @@ def local(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return int(environment.get("LOCAL_RANK", _rank)), int(environment.get("LOCAL_WORLD_SIZE", _size))
 
 
+def starter(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The words that start so many processes on so many machines, as they stand before the program's name."""
+    here = local(environment)[1]
+    if _size == 1:
+        return ["python"]
+    address = environment.get("MASTER_ADDR", "HOST")
+    several = [f"--nnodes={_size // here}", "--rdzv_backend=c10d", f"--rdzv_endpoint={address}"] * (_size > here)
+    return ["torchrun", *several, f"--nproc_per_node={here}"]
+
+
 def started_anew() -> bool:
     """Whether torchrun has started all processes again, after one of them failed, in a run that had begun."""
     return _anew

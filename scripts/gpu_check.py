@@ -153,7 +153,7 @@ def benchmark(task: Task, teacher: str, student: str, compiled: bool, step: str 
     from datafree.engine import device
 
     line = [*(SMALL_BENCHMARK if task.small else BENCHMARK), "--teacher", teacher, "--student", student]
-    line += ["--device", "cpu" if task.small else "cuda", *([] if compiled else ["--no_compile"]), "--step", step]
+    line += ["--device", "cpu" if task.small else "cuda", "--compile" if compiled else "--no_compile", "--step", step]
     program.TEST_IMAGES = 16 if task.small else WHOLE_BATCHES
     options = program.parsed(line)
     values = program.flags_of_main(options, options.batch_size)

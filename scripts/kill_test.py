@@ -20,6 +20,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -187,6 +188,7 @@ class Trial:
         hits, status = 0, None
         while status != 0:
             command = self.command(root, argv, first=status is None)
+            terminal.unlink(missing_ok=True)
             pids = start(self.program, command, terminal, self.processes)
             if hits < wanted:
                 time.sleep(self.moments.uniform(0, longest))
@@ -214,8 +216,9 @@ class Trial:
         fitting = {0, 128 + self.number, *at_once, *lost, -signal.SIGKILL}
         if not (stopped or {status, *others} & at_once) or not {status, *others} <= fitting:
             raise SystemExit(f"left with status {[status, *others]}, {state}:\n{terminal.read_text()}")
-        if {status, *others} & lost and "processes has ended" not in terminal.read_text():
-            raise SystemExit(f"nobody said that another was gone:\n{terminal.read_text()}")
+        errors = re.findall("^error: ", terminal.read_text(), re.MULTILINE)
+        if {status, *others} & lost and len(errors) != 1:
+            raise SystemExit(f"{len(errors)} lines said that another was gone:\n{terminal.read_text()}")
         self.tally["noticed by the other"] += bool({status, *others} & lost)
         self.tally["stopped in good order"] += stopped
         self.tally["before the first state was saved"] += not any(root.glob("*/last.pth"))

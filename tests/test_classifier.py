@@ -87,6 +87,21 @@ def test_under_bf16_autocast_the_predicted_classes_are_those_of_an_fp32_head_on_
     torch.testing.assert_close(logits.double(), by_hand, rtol=1e-5, atol=1e-5)
 
 
+def test_so_are_those_of_a_head_that_is_a_convolution():
+    linear, model = many_close_logits().fc, many_close_logits()
+    body, head = model, nn.Conv2d(8, 1000, 1)
+    head.load_state_dict({"weight": linear.weight[:, :, None, None], "bias": linear.bias})
+    body.fc = nn.Sequential(nn.Unflatten(1, (8, 1, 1)), head, nn.Flatten())
+    model = Classifier(body, "own", 1000, SIZE, MEAN, STD).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits, features = logits_and_features(model, torch.rand(64, 3, SIZE, SIZE))
+    features = features.flatten(1).double()
+    by_hand = F.linear(features, linear.weight.double(), linear.bias.double())
+    assert logits.dtype == torch.float32 and torch.equal(logits.argmax(1), by_hand.argmax(1))
+    model.release()
+    assert type(head) is nn.Conv2d
+
+
 def test_a_copy_is_independent():
     model = small_classifier(1)
     other, before = copy.deepcopy(model), state_of(model)

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from functools import partialmethod
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from test_aeahl_rg import context_of
 from test_recording import STEPS, Rounds
 from torch import nn
 
+from datafree import processes
 from datafree.engine import compiling
-from datafree.engine.compiling import Compiling, obstacle_on
+from datafree.engine.compiling import LONG, Compiling, obstacle_on
 from datafree.engine.device import Compute
 from datafree.methods.aeahl_rg import AeahlRg
 
@@ -126,19 +128,25 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is_and_one_line_says_so(monke
 
 
 def test_a_step_is_compiled_only_where_asked(tools):
-    asked = [Compiling.chosen(on, False, True, step) for on in (FP32, GPU) for step in (False, True)]
+    asked = [Compiling.chosen(on, False, True, LONG, step) for on in (FP32, GPU) for step in (False, True)]
     assert [each.step for each in asked] == [False, True, False, True] and not any(each.on for each in asked)
     assert str(asked[1]) == "; distillation steps compiled"
-    assert str(Compiling.chosen(GPU, False, False, True)) == "; networks compiled; distillation steps compiled"
+    assert str(Compiling.chosen(GPU, False, False, LONG, True)) == "; networks compiled; distillation steps compiled"
     (tools / "g++").unlink()
-    assert str(Compiling.chosen(FP32, False, False, True)).startswith("; networks not compiled: no C++ compiler")
+    assert str(Compiling.chosen(FP32, False, False, LONG, True)).startswith("; networks not compiled: no C++ compiler")
 
 
-def test_networks_are_compiled_where_asked_and_on_a_gpu_unless_refused(tools):
-    asked = {"nothing": (False, False), "compile": (True, False), "no_compile": (False, True)}
+def test_networks_are_compiled_where_asked_and_in_a_long_run_of_one_process_on_a_gpu_unless_refused(tools):
+    asked = {
+        name: (*flags, LONG)
+        for name, flags in {"nothing": (False, False), "compile": (True, False), "no_compile": (False, True)}.items()
+    }
     on_cpu, on_gpu = ({name: Compiling.chosen(on, *flags).on for name, flags in asked.items()} for on in (FP32, GPU))
     assert on_cpu == {"nothing": False, "compile": True, "no_compile": False}
     assert on_gpu == {"nothing": True, "compile": True, "no_compile": False}
+    assert [Compiling.chosen(GPU, on, False, LONG - 1).on for on in (False, True)] == [False, True]  # digits, say
+    with patch.object(processes, "_size", 2):
+        assert [Compiling.chosen(GPU, on, False, LONG).on for on in (False, True)] == [False, True]
     assert not Compiling.chosen(Compute(XPU, torch.bfloat16, ""), *asked["nothing"]).on
     assert [str(Compiling.chosen(FP32, *asked[name])) for name in ("nothing", "compile")] == ["", "; networks compiled"]
 
@@ -193,7 +201,7 @@ def test_what_compiling_takes_and_is_not_there_is_named_for_the_device_that_take
 ):
     missing(monkeypatch, tools)
     assert obstacle_on(device).startswith(said) and bool(obstacle_on(device)) == bool(said)
-    chosen = Compiling.chosen(Compute(device, torch.float32, ""), True, False)
+    chosen = Compiling.chosen(Compute(device, torch.float32, ""), True, False, 1)
     assert chosen.on != bool(said) and (f"not compiled: {said}" in str(chosen) or not said)
 
 

@@ -237,14 +237,14 @@ def test_a_run_on_the_second_gpu_takes_nothing_of_the_first(tmp_path):
 # Recorded steps
 
 
-@pytest.mark.parametrize("no_compile", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
 @pytest.mark.parametrize("what", ["soft", "attack", "attack at every step"])
 def test_steps_recorded_as_a_graph_learn_what_eager_ones_do_and_do_not_synchronise(
-    what, precision, tolerance, no_compile, tmp_path
+    what, precision, tolerance, compiled, tmp_path
 ):
     """Tolerances are relative to the largest value; chosen by us."""
-    how = {"no_compile": no_compile, "epochs": 4} | FLAGS[what]
+    how = {"compile": compiled, "no_compile": not compiled, "epochs": 4} | FLAGS[what]
     jobs = [prepared(how | {"step": step}, choose("cuda", precision), tmp_path) for step in ("eager", "graph")]
     said, (eager, recorded) = [], jobs
     recorded.student.say = said.append
@@ -305,7 +305,7 @@ def asked(job):
 def test_compiled_networks_answer_as_eager_ones_and_a_compiled_round_ends_well(precision, tolerance, tmp_path):
     """Tolerances are relative to the largest answer, fourfold for gradients; chosen by us: fused sums round elsewhere,
     and bf16 has 8 bits."""
-    job, said = prepared({}, choose("cuda", precision), tmp_path), []
+    job, said = prepared({"compile": True}, choose("cuda", precision), tmp_path), []
     if not job.compiling.on:
         pytest.skip(f"networks cannot be compiled here: {job.compiling.obstacle}")
     job.compiling.say = said.append

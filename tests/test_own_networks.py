@@ -30,12 +30,15 @@ class Net(nn.Module):
 
 
 class Plain(Net):
-    norm = nn.GroupNorm
+    norm = nn.Identity
 
-    def __init__(self, classes):
-        nn.Module.__init__(self)
-        self.f = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU())
-        self.l = nn.Linear(6, classes)
+
+class Grouped(Net):
+    norm = staticmethod(lambda channels: nn.GroupNorm(2, channels))
+
+
+class Synced(Net):
+    norm = nn.SyncBatchNorm
 
 
 class Frozen(Net):
@@ -169,6 +172,8 @@ GOOD = {  # as both: (flags, line of the log about the teacher, or None)
     "Net": ("", None),
     "Plain": ("", "priors: tv 1, l2 0.1 (the teacher has no BatchNorm statistics and no attention layers)"),
     "Frozen": ("", "priors: bn 10"),
+    "Grouped": ("", "priors: tv 1, l2 0.1 (the teacher has no BatchNorm statistics and no attention layers)"),
+    "Synced": ("--bn 10", "1/3  bn "),
     "Grey": ("", "takes grey images of 8x8 pixels"),
     "View": ("", "runs in PyTorch's default memory order: in channels-last it fails (view size is not compatible"),
     "Tuple": ("", None),

@@ -177,7 +177,9 @@ class MachineConfig(SavingConfig):
 class DistillationMachineConfig(MachineConfig):
     """Of main.py."""
 
-    compile: bool = knob(False, "torch.compile the networks, on a GPU done anyway: slow start, faster steps")
+    compile: bool = knob(
+        False, "torch.compile the networks, as in a long run on an NVIDIA GPU anyway: slow start, faster steps"
+    )
     no_compile: bool = knob(False, "eager networks on a GPU, too")
     step: str = knob(
         "eager",

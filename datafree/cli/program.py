@@ -38,7 +38,8 @@ def run_program(main: Callable[[list[str]], None]) -> None:
                 print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except KeyboardInterrupt as interrupt:
-        print("interrupted; what was saved is whole", file=sys.stderr)
+        if processes.first():
+            print("interrupted; what was saved is whole", file=sys.stderr)
         sys.exit(128 + (*interrupt.args, signal.SIGINT)[0])
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         _silence_stdout()

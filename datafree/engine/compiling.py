@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import processes
 from ..errors import first_line
 from .device import Compute
 
 OLDEST_GPU = (7, 0)  # compute capability that Triton makes kernels for
+# Distillation steps, from which on networks are compiled on CUDA unasked: compiling takes minutes, and spares a step of
+# small networks some milliseconds. Chosen by us, and not measured.
+LONG = 20_000
 
 
 class Compiling:
@@ -40,10 +44,12 @@ class Compiling:
         self._called, self._compiled_before = "", 0
 
     @classmethod
-    def chosen(cls, compute: Compute, asked: bool, refused: bool, step: bool = False) -> "Compiling":
-        """Compiled where asked, and on CUDA, where starting kernels one by one is what takes the time of small
-        networks, unless refused; a step only where asked; nowhere without what it takes."""
-        networks = asked or (compute.device.type == "cuda" and not refused)
+    def chosen(cls, compute: Compute, asked: bool, refused: bool, steps: int, step: bool = False) -> "Compiling":
+        """Networks where asked, and unless refused on CUDA, where starting kernels one by one is what takes the time of
+        small networks, in a run of that many steps that is long enough, of one process: batches that several share
+        interrupt compiled code at each BatchNorm. A step only where asked; nothing without what it takes."""
+        pays = compute.device.type == "cuda" and steps >= LONG and processes.size() == 1
+        networks = asked or (pays and not refused)
         if not (networks or step):
             return cls(False)
         obstacle = obstacle_on(compute.device)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..errors import UserError, first_line
-from ..models.classifier import Classifier, ExactLinear, duplicate, in_fp32
+from ..models.classifier import Classifier, duplicate, in_fp32, make_ordinary
 from .card import CARD_FILE, card
 from .formats import FORMATS, ONNX_FILE, TORCH_EXPORT_FILE, Subject
 from .libraries import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, Library, library_of
@@ -109,9 +109,7 @@ def as_made(student: Classifier) -> Classifier:
     plain = in_fp32(plain.cpu()).eval().requires_grad_(False)
     plain = plain.to(memory_format=torch.contiguous_format)
     plain.memory_format, plain.autocast = torch.contiguous_format, True
-    for module in plain.modules():
-        if type(module) is ExactLinear:
-            module.__class__ = nn.Linear
+    make_ordinary(plain)
     return plain
 
 

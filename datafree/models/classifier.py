@@ -27,6 +27,24 @@ class ExactLinear(nn.Linear):
             return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
+class ExactConv2d(nn.Conv2d):
+    """The same of a 1x1 convolution that gives the logits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return self._conv_forward(input.to(self.weight.dtype), self.weight, self.bias)
+
+
+EXACT: dict[type, type] = {nn.Linear: ExactLinear, nn.Conv2d: ExactConv2d}
+
+
+def make_ordinary(network: nn.Module) -> None:
+    """Turns the exact layers in a network back into what they were."""
+    for module in network.modules():
+        if type(module) in EXACT.values():
+            module.__class__ = type(module).__base__
+
+
 def is_lazy(network: nn.Module) -> bool:
     """Whether it has layers whose weights PyTorch makes for the first image that it sees."""
     return any(map(nn.parameter.is_lazy, (*network.parameters(), *network.buffers())))
@@ -150,8 +168,8 @@ class Classifier(nn.Module):
         self.counted: Callable[[nn.Module, Tensor], None] | None = None
         self.picked: Picked = {}
         self.hooks: list[RemovableHandle] = []
-        if type(self.head) is nn.Linear:
-            self.head.__class__ = ExactLinear
+        if type(self.head) in EXACT:
+            self.head.__class__ = EXACT[type(self.head)]
 
     @property
     def mean(self) -> Tensor:
@@ -187,13 +205,12 @@ class Classifier(nn.Module):
         return self.mean.numel()
 
     def release(self) -> None:
-        """Gives the network inside back as it came: its head a linear layer, nobody listens or counts."""
+        """Gives the network inside back as it came: its head a layer like others, nobody listens or counts."""
         self.counted = None
         for hook in self.hooks:
             hook.remove()
         self.hooks.clear()
-        if type(self.head) is ExactLinear:
-            self.head.__class__ = nn.Linear
+        make_ordinary(self.network)
 
     def take(self, img_size: Size, mean: Sequence[float], std: Sequence[float]) -> None:
         """Images of another format from now on. Raises UserError where the channels are not as many as before."""

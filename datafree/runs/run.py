@@ -268,10 +268,7 @@ def opened(
         if values.save_async and not writer.behind:
             folder.log("warning: --save_async is for one process: several wait until all have saved")
         program = sys.argv[0] if Path(sys.argv[0]).name == config["program"] else config["program"]
-        starter = ["python"]
-        if processes.size() > 1:
-            starter = ["torchrun", f"--nproc_per_node={processes.local()[1]}"]
-        by_hand = shlex.join([*starter, program, "--resume", str(path)])
+        by_hand = shlex.join([*processes.starter(), program, "--resume", str(path)])
         go_on = by_hand if config["program"].endswith(".py") else "call it again with resume=True"
         yield Run(folder, Snapshot(path, parts, pool), values.epochs, compute, values.save_every, stop, go_on, writer)
 
