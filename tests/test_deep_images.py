@@ -72,6 +72,14 @@ def test_twelve_bits_in_a_tiff_are_no_sixteen(tmp_path):
     assert levels([0, 2048, 4095], t262=0) == [255, 127, 0]  # white is zero
 
 
+def test_colours_of_twelve_bits_in_sixteen_are_refused_where_a_tag_says_so(tmp_path):
+    colours = tmp_path / "a.tif"
+    tiff(colours, np.array([[[4095, 0, 2048]]], dtype=np.uint16), photometric=2, brightest=4095)
+    refused(colours, "its colours have 12 bits of 16", "8 or 16 bits")
+    tiff(colours, np.array([[[65535, 0, 32896]]], dtype=np.uint16), photometric=2, brightest=65535)
+    assert pixels_of(colours) == [[[255, 0, 128]]]
+
+
 def test_twelve_bits_that_are_packed_are_what_they_say(tmp_path):
     packed = bytes([0x00, 0x08, 0x00, 0x10])  # 0x000, 0x800, 0x100, in 12 bits each
     entries = [(256, 3), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 5)]
@@ -109,7 +117,7 @@ def test_a_portable_map_has_its_white_where_it_says(tmp_path, white):
         assert pixels_of(tmp_path / "a.pnm") == [[[v] * 3 for v in expected] if kind == "5" else [expected]]
 
 
-def tiff(path, values, photometric=1, order="<", planes=False, packed=False):
+def tiff(path, values, photometric=1, order="<", planes=False, packed=False, brightest=None):
     """A TIFF file written by hand of values (H, W, samples): order "<" little-endian, ">" big-endian."""
     values = np.asarray(values)
     H, W, samples = values.shape
@@ -125,6 +133,7 @@ def tiff(path, values, photometric=1, order="<", planes=False, packed=False):
     }
     entries |= {262: (3, [photometric]), 273: (4, [0] * len(parts)), 277: (3, [samples]), 278: (3, [H])}
     entries |= {279: (4, [len(part) for part in parts]), 284: (3, [2 if planes else 1]), 339: (3, [kind] * samples)}
+    entries |= {281: (3, [brightest] * samples)} if brightest else {}
     first = 8 + 2 + 12 * len(entries) + 4  # byte of what is too long for the directory
     after = first + sum(len(v) * {3: 2, 4: 4}[t] for t, v in entries.values() if len(v) * {3: 2, 4: 4}[t] > 4)
     entries[273] = (4, [after + sum(map(len, parts[:i])) for i in range(len(parts))])

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from programs import SMALL, few_digits, finished, script  # noqa: F401
 
 import train_scratch
+from datafree import user_code
 from datafree.export import formats
 
 pytestmark = pytest.mark.slow
@@ -71,40 +73,11 @@ def test_a_transformers_model_saved_from_a_configuration_teaches_one_and_the_stu
     assert all(torch.equal(value, best[key]) for key, value in again.state_dict().items())
 
 
-OWN = """
-import torch.nn.functional as F
-from torch import nn
-
-class Block(nn.Module):
-    def __init__(self, i, o, s):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(i, o, 3, s, 1, bias=False), nn.BatchNorm2d(o)
-        self.conv2, self.bn2, self.s, self.p = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o), s, o // 4
-    def forward(self, x):
-        short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.p, self.p)) if self.s == 2 else x
-        return F.relu(short + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-
-class resnet(nn.Module):
-    def __init__(self, num_classes, n=1):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        self.linear = nn.Linear(64, num_classes)
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(n)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(n - 1)))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(n - 1)))
-    def forward(self, x):
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
-"""
-
-
 def test_a_teacher_of_years_ago_fits_an_architecture_in_the_users_file(tmp_path):
-    (tmp_path / "own.py").write_text(OWN)
-    namespace = {}
-    exec(OWN, namespace)
-    state = namespace["resnet"](10).state_dict()
+    file = ROOT / "docs/old_resnet.py"
+    state = user_code.load(f"{file}:resnet20", "model")(10).state_dict()
     old = {f"module.{key}": value for key, value in state.items() if "num_batches_tracked" not in key}
     torch.save({"state_dict": old, "best_prec1": 91.7}, tmp_path / "old.th")
-    log, folder = distilled(tmp_path, f"{tmp_path / 'own.py'}:resnet", "resnet8", "--teacher_path", tmp_path / "old.th")
+    log, folder = distilled(tmp_path, f"{file}:resnet20", "resnet8", "--teacher_path", tmp_path / "old.th")
     assert "teacher: " in log and " of 64 test images, mean confidence " in log
-    assert folder.name == "anew-digits-own-resnet-resnet8"
+    assert folder.name == "anew-digits-old_resnet-resnet20-resnet8"

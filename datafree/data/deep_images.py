@@ -33,8 +33,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
 def _levels(values: np.ndarray, tags: Tiff.ImageFileDirectory_v2 | dict, whites: list[int]) -> Image.Image:
     low, high, floating = values.min(), values.max(), values.dtype.kind == "f"
-    told = max(int(_highest(tags, tag, 0)) for tag in HIGHEST_SAMPLE).bit_length()
-    bits = min(int(_highest(tags, Tiff.BITSPERSAMPLE, 16)), told or 16)
+    bits = min(int(_highest(tags, Tiff.BITSPERSAMPLE, 16)), _told_bits(tags) or 16)
     if not whites:
         whites = [2**bits - 1, 65535] if not floating and 8 < bits < 16 else [1] * floating + [255, 4095, 65535]
     white = next((white for white in whites if low >= 0 and high <= white), None)
@@ -49,6 +48,11 @@ def _highest(tags: Tiff.ImageFileDirectory_v2 | dict, tag: int, default: int) ->
     return np.max(tags.get(tag, default))
 
 
+def _told_bits(tags: Tiff.ImageFileDirectory_v2 | dict) -> int:
+    """That the brightest sample takes, as the tags say; 0 where they do not."""
+    return max(int(_highest(tags, tag, 0)) for tag in HIGHEST_SAMPLE).bit_length()
+
+
 def check_pixels(image: Image.Image) -> None:
     """Raises ValueError for a TIFF that Pillow opens and, of one version or another, gives other pixels of."""
     tags = image.tag_v2 if image.format == "TIFF" else {}
@@ -56,6 +60,8 @@ def check_pixels(image: Image.Image) -> None:
         return
     codec, *_, how = image.tile[0]
     bits, planes = _highest(tags, Tiff.BITSPERSAMPLE, 1), tags.get(Tiff.PLANAR_CONFIGURATION, 1) == 2
+    if image.mode.startswith("RGB") and 8 < _told_bits(tags) < bits:
+        raise ValueError(f"its colours have {_told_bits(tags)} bits of {bits:g}, which would be dark: {REMEDY}")
     if codec == "raw" and planes and bits > 8:
         raise ValueError(f"its colours lie in planes of {bits:g} bits, not compressed: {REMEDY}")
     if codec == "libtiff" and str(how[0]).endswith(("BS", "BF")):
