@@ -205,7 +205,7 @@ PAPER: list[tuple[Names, Names, Names, dict[str, Any]]] = [
     ("nayer", "cifar100", None, {"g_steps": 40}),
     ("nayer", "tiny_imagenet", None, {"epochs": 120, "lr": 0.1, "kd_steps": 1000, "synthesis_batch_size": 200}),
     ("nayer", "tiny_imagenet", None, {"g_steps": 60, "loops": 4, "warmup_loops": 20}),
-    (LIKE_CMI, CIFAR, None, {"epochs": 200, "lr": 0.1}),
+    ((*LIKE_CMI, "kd", "scratch"), CIFAR, None, {"epochs": 200, "lr": 0.1}),
     ("deepinversion", CIFAR, None, {"adi": 1.0}),
     ("cmi", CIFAR, "resnet34", {"features": "stages"}),
     ("dafl", CIFAR, None, {"epochs": 2000, "ep_steps": 120, "batch_size": 1024, "nz": 1000, "lr_g": 0.02}),

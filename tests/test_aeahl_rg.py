@@ -175,6 +175,18 @@ def test_rounds_are_those_by_hand_and_fomaml_steps_adam_on_the_sum_of_the_gradie
     assert len(meta_gradients) == 3
 
 
+def test_the_images_of_the_lowest_loss_reach_the_pool_and_not_the_last(monkeypatch):
+    subject, made, losses = method(), [], iter([3.0, 1.0, 2.0])
+
+    def objective(x, y, adversarial):
+        made.append(x.detach().clone())
+        return x.mean() + 10 * next(losses)
+
+    monkeypatch.setattr(subject, "objective", objective)
+    assert K == 3 and torch.equal(subject.synthesize(warmup=False).images, made[1])
+    assert not torch.equal(made[1], made[2])
+
+
 @pytest.mark.parametrize("meta", ["reptile", "none"])
 def test_reptile_steps_from_where_the_inner_loop_ended_to_where_it_began_and_plain_updating_stays_there(meta):
     subject = method(meta=meta)

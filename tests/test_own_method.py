@@ -13,6 +13,7 @@ import registry
 from datafree.cli.flags import distillation_configs
 from datafree.methods.base import Leaving
 from datafree.methods.loading import method_class
+from datafree.reporting.report import examine, page
 from scripts.kill_test import differences
 
 LINE = ["--epochs", "3", "--warmup", "1", "--kd_steps", "2", "--batch_size", "8", "--precision", "fp32", *OF_RESNET8]
@@ -68,6 +69,14 @@ def test_its_file_is_removed_by_overwrite_and_no_other(own, alone, tmp_path):
         patch.setattr("datafree.loop.loop", lambda *_: None)
         run([*own, "--run_root", tmp_path, "--overwrite"])
     assert not (tmp_path / alone.name / "start.pth").exists() and (tmp_path / alone.name / "mine.pth").exists()
+
+
+def test_its_terms_are_in_the_reports_curves_and_its_flags_in_bold(alone):
+    report = examine(alone, registry)
+    text = page([report])
+    assert not report.missing and "curves/Loss foo" in report.figures and len(report.matrices) == 2
+    shares = [line.get_label() for line in report.figures["curves/Shares"].axes[0].get_lines()]
+    assert "brightness" in shares and "<td>foo</td><td><b>2</b>" in text
 
 
 def test_a_flag_of_another_method_is_refused_with_whose_it_is(own):

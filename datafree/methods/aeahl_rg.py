@@ -6,12 +6,14 @@ a round:
     for k = 1..K
         x    <- G_theta'(z);  x~ <- augment(x)
         L    =  bn * L_bn(x~) + oh * L_oh(x~, y) + adv * L_adv(x~)   L_adv not in warm-up; without BN other priors
+        with --hl, P learns one step on x~
         meta gradient += dL/dtheta'
         theta', z <- Adam(lr_g, lr_z)
         remember the x of the lowest L
     theta <- meta step: FOMAML (Adam, lr_g * K), Reptile (likewise), or plainly theta'
-    the best x goes to the pool
-at the end: score g1 and g2; the better one and d for the next task, the other one beside them
+    L_bn's running average takes in the round's statistics;  the best x goes to the pool
+at the end: measure the networks' BatchNorm statistics anew
+    score g1 and g2; the better one and d for the next task, the other one beside them
 
 RG is the reusable generator; AEAHL, the hard loss by adversarial example attack, is in datafree/targets/. L is summed
 and reported, term by term, in ``Inversion.objective`` (inversion.py): a term of one's own goes there.
