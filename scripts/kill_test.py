@@ -3,7 +3,7 @@
     python scripts/kill_test.py --kills 100                                                       SIGKILL
     python scripts/kill_test.py --kills 100 --signal TERM --save_every 3 --ep_steps 4 --kd_steps 2 --hl
     python scripts/kill_test.py --kills 100 --program train_scratch.py
-    python scripts/kill_test.py --kills 20 --processes 2                                          one of two, at random
+    python scripts/kill_test.py --kills 20 --processes 2                                      either of two, or both
 
 until as many interruptions as asked for have hit a live process
     start the run, or resume it after the first start;  wait a random while;  send the signal
@@ -192,7 +192,8 @@ class Trial:
             pids = start(self.program, command, terminal, self.processes)
             if hits < wanted:
                 time.sleep(self.moments.uniform(0, longest))
-                os.kill(self.moments.choice(pids), self.number)
+                for pid in self.moments.choice([pids, *([pid] for pid in pids)]):  # all, or any one
+                    os.kill(pid, self.number)
             began = list(root.glob("*/status.json"))
             status, *others = wait(pids, lambda began=began: bool(began))
             if status != 0:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -157,6 +159,23 @@ def test_a_mistake_is_one_line_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_process_that_does_not_answer_ends_the_run_after_the_time_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "TIMEOUT", 3)  # seconds, in place of ten minutes
+    said = tmp_path / "terminal.txt"
+    pids = start("main.py", [*QUICK, "--epochs", "5000", "--run_root", f"{tmp_path}/run"], said, 2)
+    while not list(tmp_path.glob("run/*/last.pth")):
+        time.sleep(0.01)
+    os.kill(pids[1], signal.SIGSTOP)
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 2
+    finally:
+        os.kill(pids[1], signal.SIGKILL)
+        os.waitpid(pids[1], 0)
+    errors = [line for line in said.read_text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "did not answer for 3 s" in errors[0] and "--resume" in errors[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_run_goes_on_with_another_number_of_processes_and_says_so(after, tmp_path, at_epoch):  # noqa: F811
     sizes = ["--batch_size", "12", "--synthesis_batch_size", "12", "--run_root", str(tmp_path / "run")]
@@ -227,6 +246,19 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
         user_error("2 processes on a machine with 1 GPUs"),
     ):
         device._device("auto")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (2, "torchrun --nproc_per_node=2"),
+        (8, "torchrun --nnodes=4 --rdzv_backend=c10d --rdzv_endpoint=node7 --nproc_per_node=2"),
+    ],
+)
+def test_what_starts_a_run_of_several_again_names_all_machines(size, words, monkeypatch):
+    assert processes.starter({}) == ["python"]
+    monkeypatch.setattr(processes, "_size", size)
+    assert " ".join(processes.starter({"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node7"})) == words
 
 
 def test_alone_nothing_is_asked_of_torch_distributed(tmp_path, monkeypatch):
