@@ -97,7 +97,7 @@ def spent_of_budget(job: Job, run: Run) -> dict[str, float]:
     if job.length.budget is None:
         return {}
     amount, unit = job.length.budget
-    spent = run.folder.seconds() + run.progress.planning_seconds if unit == "s" else run.progress.teacher_passes
+    spent = run.folder.seconds() + run.progress.planning_seconds if unit == "s" else run.progress.passes()
     run.folder.log(f"budget {amount:,.10g} {unit}: spent {spent:,.0f}, {100 * spent / amount:.1f} %")
     planning = {"seconds_planning": run.progress.planning_seconds}
     return {"budget": amount, "budget_spent": spent} | planning

@@ -33,6 +33,8 @@ NUMBERS = {  # header: of a run's summary, in which unit, with how many decimals
     "last %": ("accuracy_last", 1, 2),
     "best %": ("accuracy_best", 1, 2),
     "teacher passes, k": ("teacher_passes", 1000, 0),
+    "student's, k": ("student_passes", 1000, 0),
+    "generator's, k": ("generator_passes", 1000, 0),
     "synthesis s": ("seconds_synthesis", 1, 1),
     "total s": ("budget_spent", 1, 1),
     "memory MiB": ("peak_memory_mb", 1, 0),

@@ -10,7 +10,7 @@ from programs import QUICK, few_digits, finished  # noqa: F401
 from test_aeahl_rg import context_of
 
 from datafree.data.batch import Batch
-from datafree.engine.costs import teacher_passes
+from datafree.engine.costs import passes
 from datafree.targets import Soft
 
 N = 3
@@ -31,7 +31,7 @@ def test_a_backward_pass_is_counted_where_one_will_follow(way):
     role = "student" if way == "weights" else "teacher"
     expected = both(role, N) if way in ("images", "weights") else {f"{role}_forward": N}
     assert context.costs.take() == expected and context.costs.take() == {}
-    assert teacher_passes(expected) == {"no grad": N, "images": 2 * N, "weights": 0, "neither": N}[way]
+    assert passes(expected) == {"no grad": N, "images": 2 * N, "weights": 0, "neither": N}[way]
 
 
 def test_whoever_calls_a_classifier_is_counted_and_nothing_is_once_it_is_released():
@@ -72,6 +72,10 @@ def test_a_run_counts_what_one_counts_by_hand(tmp_path, few_digits, hl):  # noqa
     assert costs["distillation"] == distillation and costs["finish"] == scored
     looked_at = costs["evaluation"]["teacher_forward"]  # the test set, once; the student in two epochs
     assert costs["evaluation"] == {"teacher_forward": looked_at, "student_forward": 2 * looked_at}
-    epochs = [teacher_passes(synthesis) // 3 + teacher_passes(distillation) // 2 * learns for learns in (0, 1, 1)]
+    epochs = [passes(synthesis) // 3 + passes(distillation) // 2 * learns for learns in (0, 1, 1)]
     assert list(metrics.teacher_passes) == epochs
     assert summary["teacher_passes"] == sum(epochs) + 2 * 4 * ROUND + 2
+    for network in ("student", "generator"):
+        ways = (f"{network}_forward", f"{network}_backward")
+        by_hand = sum(part.get(way, 0) for part in (synthesis, distillation, scored) for way in ways)
+        assert summary[f"{network}_passes"] == by_hand > 0

@@ -78,6 +78,11 @@ def folder_in(root):
     return folder
 
 
+@pytest.mark.parametrize("name", ["cmi", "deepinversion", "kd", "nayer", "noise", "scratch"])
+def test_a_generator_to_begin_with_is_refused_where_none_lasts(name):
+    assert "--reuse_path belongs to methods " in error_of(line(name, "--reuse_path", "generator.pth"))
+
+
 @pytest.fixture(scope="module", params=registry.METHODS)
 def name(request):
     return request.param

@@ -4,6 +4,7 @@ import gc
 from contextlib import contextmanager
 
 import pytest
+import test_every_method
 import torch
 from conftest import CPU
 from programs import FOLDER, QUICK, at_epoch, epochs_of, few_digits, finished, json_of, run  # noqa: F401
@@ -18,6 +19,7 @@ from datafree.engine import device
 from datafree.engine.device import choose
 from datafree.losses.batchnorm import channel_moments
 from datafree.runs.folder import RunFolder
+from registry import METHODS
 from scripts.kill_test import differences
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -189,6 +191,16 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_where_runs_left_alone_do(
     if differences(whole, again):
         pytest.skip("goes on; two runs left alone differ, so that no more can be asked")
     assert differences(whole, cut) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_stops_and_goes_on(name, tmp_path, at_epoch):  # noqa: F811
+    at_epoch(2)
+    assert run([*test_every_method.line(name, *EAGER), "--run_root", tmp_path])[0] == 143
+    (folder,) = tmp_path.iterdir()
+    finished(["--resume", folder])
+    assert epochs_of(folder) == ["1", "2", "3"] and json_of(folder / "status.json")["state"] == "finished"
 
 
 def batch_bytes(size):

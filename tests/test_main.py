@@ -27,7 +27,8 @@ COLUMNS = [
 ]
 SUMMARY = {
     *("accuracy_last", "accuracy_best", "accuracy_teacher", "agreement", "epochs", "rounds", "seconds_total", "images"),
-    *("seconds_synthesis", "peak_memory_mb", "costs", "teacher_passes", "score_g1", "score_g2", "reused_network"),
+    *("seconds_synthesis", "peak_memory_mb", "costs", "score_g1", "score_g2", "reused_network"),
+    *("teacher_passes", "student_passes", "generator_passes"),
 }
 
 

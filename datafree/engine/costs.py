@@ -47,6 +47,6 @@ class Costs:
         return counts
 
 
-def teacher_passes(counts: dict[str, int]) -> int:
-    """Images through the teacher, forward and backward, of what :meth:`Costs.take` gave."""
-    return counts.get("teacher_forward", 0) + counts.get("teacher_backward", 0)
+def passes(counts: Mapping[str, int], network: str = "teacher") -> int:
+    """Images through a network, forward and backward, of what :meth:`Costs.take` gave."""
+    return counts.get(f"{network}_forward", 0) + counts.get(f"{network}_backward", 0)

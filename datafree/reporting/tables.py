@@ -11,7 +11,8 @@ from .run_reader import mean_and_std
 
 PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"), comment="#", index_col=["data set", "pair"])
 COSTS = {"seconds_synthesis": ("synthesis, s", 1), "seconds_total": ("total, s", 1)}  # measure: header, decimals
-COSTS |= {"teacher_passes": ("teacher passes", 0)}  # images through it, forward and backward, evaluation left out
+# Images through a network, forward and backward, evaluation left out.
+COSTS |= {f"{name}_passes": (f"{name} passes", 0) for name in ("teacher", "student", "generator")}
 COSTS |= {"peak_memory_mb": ("peak memory, MiB", 0), "images_made": ("images made", 0)}
 MEASURES = ["accuracy_last", "accuracy_best", "agreement", "accuracy_teacher", *COSTS]
 MATHS = str.maketrans({"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$"})  # what pandas leaves as it is

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from .. import files, processes
 from ..configuration import Config, knob
 from ..data.specs import Images
-from ..engine.costs import Costs, teacher_passes
+from ..engine.costs import Costs, passes
 from ..engine.device import Compute, synchronise
 from ..engine.evaluation import Evaluation
 from ..engine.randomness import global_draws_forgotten
@@ -125,7 +125,7 @@ class Trial:
 
     def __call__(self, work: Callable[[], Any], unmeasured: int = 1) -> tuple[float, float]:
         """Seconds and teacher passes of one call; not of the first ones, which are slower, unless they take long."""
-        seconds, passes, end = [], [], None
+        seconds, counts, end = [], [], None
         while processes.agreed(end is None or time.perf_counter() < end):
             synchronise(self.compute.device)
             self.costs.take()
@@ -136,9 +136,9 @@ class Trial:
             if unmeasured == 0 or took > self.enough:
                 end = began + self.enough if end is None else end
                 seconds.append(took)
-                passes.append(teacher_passes(self.costs.take()))
+                counts.append(passes(self.costs.take()))
             unmeasured = max(0, unmeasured - 1)
-        return sum(seconds) / len(seconds), sum(passes) / len(passes)
+        return sum(seconds) / len(seconds), sum(counts) / len(counts)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import configuration, processes
 from ..configuration import knob
 from ..data.pool import ImagePool
-from ..engine.costs import MADE, teacher_passes
+from ..engine.costs import MADE, passes
 from ..engine.device import Compute, peak_memory_mb
 from ..engine.evaluation import Score
 from ..engine.readings import Readings, Stopwatch
@@ -80,10 +80,9 @@ class Progress:
     seconds_total: float = 0.0
     planning_seconds: float = 0.0
 
-    @property
-    def teacher_passes(self) -> int:
+    def passes(self, network: str = "teacher") -> int:
         """In all, but for evaluation."""
-        return sum(teacher_passes(counts) for purpose, counts in self.costs.items() if purpose != "evaluation")
+        return sum(passes(counts, network) for purpose, counts in self.costs.items() if purpose != "evaluation")
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,7 +123,7 @@ class Run:
         snapshot.parts["progress"] = self.progress
         for line in snapshot.load() if folder.resumed else ():
             folder.log(line)
-        self._passes = self.progress.teacher_passes
+        self._passes = self.progress.passes()
         folder.start(self.progress.epoch, self.progress.seconds_total)
         folder.status("running", epoch=self.progress.epoch, epochs=epochs)
         self._files: dict[str, Any] = {}  # to be written with the next save
@@ -181,7 +180,7 @@ class Run:
         for name, value in seconds.items():
             self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + value
         self.progress.epoch = epoch
-        passes, self._passes = self._passes, self.progress.teacher_passes
+        passes, self._passes = self._passes, self.progress.passes()
         if self._passes:
             row = row | {"teacher_passes": self._passes - passes}
         row = {"epoch": epoch} | row | seconds
@@ -222,7 +221,8 @@ class Run:
         costs = {purpose: counts for purpose, counts in progress.costs.items() if counts}
         if costs:
             made = sum(counts.get(MADE, 0) for counts in costs.values())
-            told |= {"teacher_passes": progress.teacher_passes, MADE: made, "costs": costs}
+            told |= {f"{name}_passes": progress.passes(name) for name in ("teacher", "student", "generator")}
+            told |= {MADE: made, "costs": costs}
         self.folder.finish(told | dict(summary))
 
 
