@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from . import processes
-from .cli.flags import LengthConfig
 from .configuration import plain
 from .data.augmentation import Augmentation, to_levels
 from .data.batch import Batch, Rows
@@ -35,6 +34,7 @@ from .models.checksum import checksum
 from .models.classifier import Classifier, check_has_values, duplicate
 from .runs.budget import plan_within
 from .runs.folder import folder_name
+from .runs.length import LengthConfig
 from .runs.snapshot import saved_part
 from .targets import TARGETS, Targets, chosen
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from . import processes
-from .cli.resume import TEACHER_CHECKSUM, check_teacher
 from .data.batch import Batch
 from .data.specs import Images
 from .engine.advice import against_chance
 from .engine.evaluation import Evaluation, Score, near_chance
 from .errors import UserError
 from .job import Job
+from .runs.begun import TEACHER_CHECKSUM, check_teacher
 from .runs.folder import OWN_FILES
 from .runs.run import Run, opened
 

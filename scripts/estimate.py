@@ -30,7 +30,6 @@ from gpu_page import table
 from torch import Tensor, nn
 
 import registry
-from datafree.cli.flags import LengthConfig
 from datafree.cli.parser import Parser, number
 from datafree.cli.program import run_program
 from datafree.data.batch import Batch
@@ -41,6 +40,7 @@ from datafree.errors import UserError
 from datafree.job import Job, prepare
 from datafree.models.names import given_format
 from datafree.runs.budget import Prices
+from datafree.runs.length import LengthConfig
 from main import command_line
 
 IMAGENET = ["--dataset", "imagenet", "--teacher", "resnet50_imagenet", "--student", "resnet50_imagenet"]

@@ -12,9 +12,10 @@ from test_configuration import preset_of
 
 import registry
 from datafree import files
-from datafree.cli.flags import LengthConfig, distillation_configs
+from datafree.cli.flags import distillation_configs
 from datafree.configuration import resolve
 from datafree.models.generator import ImageGenerator, NormalisedNetwork, StandardisedNetwork
+from datafree.runs.length import LengthConfig
 
 STEPS = {  # of generator and student in a whole run, as the reference codes count them
     ("dafl", "mnist"): (200 * 120, 200 * 120),

@@ -16,11 +16,11 @@ from programs import at_epoch, epochs_of, error_of, json_of, rows_of  # noqa: F4
 import datafree
 import registry
 from datafree import api, job
-from datafree.cli.flags import LengthConfig
 from datafree.data.specs import TensorImages
 from datafree.engine.evaluation import Score
 from datafree.engine.student import Student
 from datafree.loop import warn_if_at_chance
+from datafree.runs.length import LengthConfig
 from datafree.runs.stopping import Stopped
 from scripts.kill_test import differences
 

@@ -11,11 +11,12 @@ import pytest
 from conftest import user_error
 
 import registry
-from datafree.cli.flags import LengthConfig, MachineConfig, distillation_configs
+from datafree.cli.flags import MachineConfig, distillation_configs
 from datafree.cli.parser import Parser
 from datafree.configuration import Config, checked, kind_of, knob, plain, resolve
 from datafree.engine.training import Training
 from datafree.methods.aeahl_rg import AeahlRg
+from datafree.runs.length import LengthConfig
 from datafree.runs.run import period
 
 

@@ -1,6 +1,7 @@
 """main.py as a user runs it, on tiny tasks: what it writes, how it fails, and that numbers come twice."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FP32, ROOT, same_state
-from programs import FOLDER, QUICK, epochs_of, error_of, few_digits, finished, json_of, rows_of, run, tree  # noqa: F401
+from programs import FOLDER, QUICK, TINY, epochs_of, error_of, few_digits, finished, json_of, rows_of, run, tree  # noqa: F401
 
 import registry
 from datafree import job
@@ -219,6 +220,18 @@ def test_without_images_it_distils_from_a_teacher_file_alone_says_so_in_one_line
     second = tmp_path / "reuse_common-cifar10-wrn40_2-resnet8"
     assert torch.load(second / "student_last.pth", weights_only=True)["num_classes"] == 10
     assert json_of(second / "config.json")["adv"] == 1.1  # published for that teacher
+
+
+# Teachers that go wrong
+
+
+def test_a_teacher_whose_classes_have_another_order_is_warned_of_before_the_first_epoch(tmp_path):
+    state = torch.load(ROOT / "checkpoints/pretrained/digits_resnet20.pth", weights_only=True)["state_dict"]
+    state |= {name: state[name].roll(1, 0) for name in ("fc.weight", "fc.bias")}
+    torch.save(state, tmp_path / "rolled.pth")
+    log = finished([*TINY, "--teacher", "resnet20", "--teacher_path", tmp_path / "rolled.pth", "--run_root", tmp_path])
+    warning = re.search(r"warning: the teacher is right on [0-5]\.\d\d %.*order", log)
+    assert warning and warning.start() < log.index("epoch 1/")
 
 
 # Numbers that go bad

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,18 +82,24 @@ def environment(text):
     return dict(word.split("=") for word in text.split())
 
 
-def torchrun(folder, *line):
+SMALL_RUN = "--warmup 1 --kd_steps 2 --synthesis_batch_size 4 --g_steps 2 --nz 8 --ngf 4"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def as_started_by_hand():
+    return {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, "text": True}
+
+
+def torchrun(*line):
     """Two processes that are started as a user starts them; gives status and what they said."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    there = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    how = {"cwd": ROOT, "env": there, "capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run([*launcher, *map(str, line)], check=False, **how)
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", *map(str, line)]
+    done = subprocess.run(command, check=False, capture_output=True, timeout=300, **as_started_by_hand())
     return done.returncode, done.stderr
 
 
 def found_by_two(program, folder):
     """What each of two processes of a program of the tests found, which leaves that in a folder."""
-    status, said = torchrun(folder, f"tests/{program}", folder)
+    status, said = torchrun(f"tests/{program}", folder)
     assert status == 0, said
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -143,13 +150,27 @@ def test_torchrun_starts_again_what_was_killed_and_the_run_goes_on(tmp_path):
     line = [*QUICK, "--epochs", "4", "--method", f"{tmp_path}/own.py:Dies", "--run_root", tmp_path / "run"]
     drop = {"--g_steps", "--nz", "--ngf"}
     line = [word for i, word in enumerate(line) if word not in drop and line[i - 1] not in drop]
-    status, said = torchrun(tmp_path, "--max_restarts=1", "main.py", *line)
+    status, said = torchrun("--max_restarts=1", "main.py", *line)
     (folder,) = (tmp_path / "run").iterdir()
     assert status == 0, said
     assert epochs_of(folder) == ["1", "2", "3", "4"] and json_of(folder / "status.json")["state"] == "finished"
     assert json_of(folder / "summary.json")["images"] == 4 * 8
     log = (folder / "log.txt").read_text()
     assert log.count("2 processes, the first on cpu") == 2 and log.count("finished: ") == 1
+
+
+@pytest.mark.slow
+def test_two_machines_are_one_run(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"--rdzv_endpoint=127.0.0.1:{free.getsockname()[1]}"
+    command = [*TORCHRUN, "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=1", meeting]
+    command += ["main.py", *QUICK, "--run_root", str(tmp_path)]
+    agents = [subprocess.Popen(command, stderr=subprocess.PIPE, **as_started_by_hand()) for _ in range(2)]
+    said = [agent.communicate(timeout=300)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    folder = tmp_path / FOLDER
+    assert epochs_of(folder) == ["1", "2", "3"] and "2 processes, the first on cpu" in (folder / "log.txt").read_text()
 
 
 def test_a_mistake_is_one_line_of_one_process(tmp_path):
@@ -302,23 +323,15 @@ def test_both_programs_work_at_the_sizes_of_imagenet_alone_and_by_two(size, mode
                 Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"data/{split}/{label}/{i}.jpg")
     said, roots = tmp_path / "terminal.txt", ["--run_root", f"{tmp_path}/run", "--epochs", "2", "--batch_size", "4"]
     data = ["--dataset", f"imagefolder:{tmp_path}/data", "--img_size", str(size), "--lr", "0.01"]
-    line = [*data, *roots, "--model", model, "--output", f"{tmp_path}/t.pth"]
-    assert wait(start("train_scratch.py", line, said, count)) == [0] * count, said.read_text()
-    small = [
-        "--warmup",
-        "1",
-        "--kd_steps",
-        "2",
-        "--synthesis_batch_size",
-        "4",
-        "--g_steps",
-        "2",
-        "--nz",
-        "8",
-        "--ngf",
-        "4",
-    ]
-    line = [*data, *roots, *small, "--teacher", model, "--student", model, "--teacher_path", f"{tmp_path}/t.pth"]
-    assert wait(start("main.py", line, said, count)) == [0] * count, said.read_text()
+    networks = ["--teacher", model, "--student", model, "--teacher_path", f"{tmp_path}/t.pth"]
+    lines = {
+        "train_scratch.py": [*data, *roots, "--model", model, "--output", f"{tmp_path}/t.pth"],
+        "main.py": [*data, *roots, *SMALL_RUN.split(), *networks],
+    }
+    for program, line in lines.items():
+        if count == 2 and size == 64:
+            assert torchrun(program, *line)[0] == 0
+        else:
+            assert wait(start(program, line, said, count)) == [0] * count, said.read_text()
     for folder in (tmp_path / "run").iterdir():
         assert epochs_of(folder) == ["1", "2"] and json_of(folder / "summary.json")["accuracy_last"] is not None

@@ -1,23 +1,20 @@
 """Going on with a run: its arguments come from config.json, or are compared with it."""
 
 import argparse
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from .. import processes
 from ..configuration import Config, Preset, resolve
 from ..errors import UserError
-from ..paths import absolute, found_again, same_place, split
-from ..runs.folder import FORMAT
+from ..paths import absolute, same_place, split
+from ..runs.begun import read_config
 from .flags import MachineConfig, TaskConfig, free_names
 from .parser import Parser
 
-TEACHER_CHECKSUM = "teacher_checksum"  # in config.json
 OF_ONE_START = {"resume", "overwrite", "dry_run"}  # of these, config.json says nothing about a resumption
 
 
@@ -97,21 +94,6 @@ def check_same(values: argparse.Namespace, path: Path, configs: Mapping[str, typ
             raise UserError(what, "say the same, or start another run with --tag")
 
 
-def check_teacher(values: argparse.Namespace, path: Path, program: str, checksum: str) -> None:
-    """Raises UserError where the run at ``path`` was begun with other weights than those of that checksum.
-
-    A run that was begun before checksums were kept knows its teacher's path alone.
-    """
-    if not (values.resume and os.path.exists(path / "config.json")):
-        return
-    config, file = read_config(path, program), getattr(values, "teacher_path", None)
-    same = same_place(config.get("teacher_path"), absolute(file))
-    if not (config[TEACHER_CHECKSUM] == checksum if TEACHER_CHECKSUM in config else same):
-        what = f"{file or 'the teacher'} is another teacher, by its weights or its input format, than {path} began with"
-        before = f" (then at {config['teacher_path']})" if config.get("teacher_path") else ""
-        raise UserError(what, f"give that one{before}, or start another run with --tag")
-
-
 def check_teacher_file(values: argparse.Namespace) -> None:
     """Raises UserError where there is no file of the teacher's weights, with what to do about it."""
     path = values.teacher_path
@@ -122,26 +104,3 @@ def check_teacher_file(values: argparse.Namespace) -> None:
         if not values.resume:
             remedy = "name it with --teacher_path FILE, or train it with train_scratch.py"
         raise UserError(f"teacher checkpoint {path} does not exist", remedy)
-
-
-def read_config(folder: Path, program: str) -> dict[str, Any]:
-    """config.json, its paths found again where the folder has moved.
-
-    Raises:
-        UserError: where there is none, or it is of another program or version.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        remedy = "name one under run/; a run that was stopped before it wrote any starts again with --overwrite"
-        raise UserError(f"{folder} is no run folder: no readable config.json in it", remedy) from None
-    if not isinstance(config, dict):
-        raise UserError(f"{folder}/config.json is not what a run writes", "start anew with --overwrite")
-    if config.get("format") != FORMAT:
-        what = f"{folder} was written by another version, whose runs cannot be resumed here"
-        raise UserError(what, "finish it with that version, or start anew with --overwrite")
-    whose = config.get("program", program)
-    if whose != program:
-        by_hand = f"python {whose} --resume {folder}" if whose.endswith(".py") else "call that again with resume=True"
-        raise UserError(f"{folder} is a run of {whose}", by_hand)
-    return found_again(config, folder)

@@ -53,7 +53,7 @@ class BudgetConfig(Config):
 
 
 class Length(Protocol):
-    """See ``cli.flags.LengthConfig``."""
+    """See ``runs.length.LengthConfig``."""
 
     epochs: int
     warmup: int
