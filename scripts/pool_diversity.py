@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pandas as pd
 import torch
+from table import read_all
 
 from datafree.cli.parser import Parser
 from datafree.cli.program import run_program
 from datafree.errors import UserError
-from datafree.reporting.run_reader import FinishedRun, read_run
+from datafree.reporting.run_reader import FinishedRun
 from datafree.reporting.tables import markdown
 from datafree.runs.snapshot import STATE_FILE, pool_file
 
@@ -34,8 +35,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders of methods with a pool")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write it to this file")
     args = parser.parse_args(argv)
-    table = pd.DataFrame([row(read_run(path)) for path in args.runs])
-    print(markdown(table.round(4)))
+    runs, notes = read_all(args.runs)
+    table = pd.DataFrame([row(run) for run in runs])
+    print(markdown(table.round(4)), *notes, sep="\n")
     if args.csv:
         table.to_csv(args.csv, index=False, float_format="%.5g")
 

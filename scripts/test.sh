@@ -29,4 +29,4 @@ else
     ruff check .
     ruff format --check .
 fi
-python -m pytest -q -n "${WORKERS:-auto}" ${quick[@]+"${quick[@]}"} "$@"
+python -m pytest -q -n "${WORKERS:-auto}" --dist worksteal ${quick[@]+"${quick[@]}"} "$@"
