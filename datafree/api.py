@@ -31,13 +31,14 @@ from .loop import run_job
 from .methods.aeahl_rg import AeahlRg
 from .methods.base import Method
 from .models.classifier import Classifier, duplicate, is_lazy
+from .models.loading import load_classifier
 from .models.names import classifier_of, format_of, given_format
 from .targets import chosen
 from .user_code import plain_settings
 
 PROGRAM = "datafree.distil"  # as config.json calls it
 # Flags without a use here.
-OF_MAIN = {"dry_run", "preset", "teacher_path", "teacher_weights", "data_root", "download", "workers"}
+OF_MAIN = {"dry_run", "preset", "data_root", "download", "workers"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def distil(
     Args:
         teacher, student: networks that take images of that size, normalised by mean and std, unless the flags
             ``teacher_img_size``, ``student_mean`` and so on say otherwise; or Classifiers, which bring a format of
-            their own. The teacher is copied, where it can be, and not changed.
+            their own. The teacher is copied, where it can be, and not changed; its weights are its own or, with the
+            flag ``teacher_path``, those of a file.
         num_classes, img_size: of the synthetic images; the size one number, or height and width.
         mean, std: a value a channel, of images in [0, 1]: one channel or three.
         flip: whether a mirrored image keeps its class.
@@ -112,9 +114,10 @@ def distil(
         as_classifier(network, role, values, spec) for role, network in (("teacher", teacher), ("student", student))
     ]
     networks[0].borrowed = lent
+    loaded = loaded_weights(networks[0], values, lent)
     try:
         job = prepare_planned(values, spec, *networks, method, compute, path, lambda: test, began, **how)
-        config, remarks = described(PROGRAM, configs, values), [*compute.about(), job.sizes(), *job.remarks]
+        config, remarks = described(PROGRAM, configs, values), [*compute.about(), job.sizes(), *loaded, *job.remarks]
         run_job(job, path, test, config, remarks)
     finally:
         networks[1].release()  # whoever saves it whole needs nothing of ours
@@ -131,6 +134,19 @@ def as_classifier(network: Any, role: str, values: Namespace, spec: DatasetSpec)
     if isinstance(network, Classifier):
         return network
     return classifier_of(network, role, spec.num_classes, given_format(values, role), format_of(spec))
+
+
+def loaded_weights(teacher: Classifier, values: Namespace, lent: bool) -> list[str]:
+    """Fills the teacher from the file that the flags name, where they do. Returns lines for the log."""
+    if not values.teacher_path:
+        if values.teacher_weights:
+            raise UserError("teacher_weights names weights in a file", "give the file with teacher_path")
+        return []
+    if lent:
+        raise UserError("the teacher cannot be copied, and is yours to change", "load its weights into it yourself")
+    values.teacher_path = Path(values.teacher_path).expanduser()
+    given = given_format(values, "teacher")
+    return load_classifier(teacher, values.teacher_path, given=given, key=values.teacher_weights).remarks
 
 
 def values_from(method: type[Method], flags: Mapping[str, Any]) -> tuple[Namespace, dict[str, type[Config]]]:

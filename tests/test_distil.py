@@ -109,10 +109,27 @@ def test_a_torchscript_teacher_works_without_its_layers_and_a_torchscript_studen
     assert found.student.network is student and all(map(torch.equal, before, teacher.parameters()))
 
 
+def test_a_teacher_may_get_its_weights_from_a_file_and_is_not_changed(tmp_path):
+    right, other = small_network(1), small_network(5)
+    torch.save({"model": small_network(3).state_dict(), "ema": right.state_dict()}, tmp_path / "t.pth")
+    before = [weight.clone() for weight in other.parameters()]
+    how = {**OF_TASK, **SHORT, "precision": "fp32"}
+    found = datafree.distil(right, small_network(2), **how, run_root=tmp_path / "1").student
+    file = {"teacher_path": str(tmp_path / "t.pth"), "teacher_weights": "ema"}
+    same = datafree.distil(other, small_network(2), **how, **file, run_root=tmp_path / "2").student
+    assert all(map(torch.equal, found.parameters(), same.parameters()))
+    assert all(map(torch.equal, before, other.parameters()))
+
+
 IMAGES, LABELS = torch.zeros(4, *SHAPE, dtype=torch.uint8), torch.arange(4, dtype=torch.int32)
 BAD = {
     "dry_run": ({"dry_run": True}, "dry_run is for main.py"),
-    "teacher_path": ({"teacher_path": "t.pth"}, "teacher_path is for main.py"),
+    "no such file": ({"teacher_path": "absent.pth"}, "teacher checkpoint absent.pth does not exist"),
+    "no file": ({"teacher_weights": "ema"}, "teacher_weights names weights in a file"),
+    "weights of a file in what is lent": (
+        {"teacher": Uncopied(), "teacher_path": "t.pth"},
+        "the teacher cannot be copied",
+    ),
     "no images": ({"test": (IMAGES[:0], LABELS[:0])}, "test holds no images"),
     "labels": ({"test": (IMAGES, LABELS + 3)}, f"labels beyond 0..{CLASSES - 1}"),
     "no tensors": ({"test": [IMAGES.float(), LABELS]}, "test is no set of images"),
