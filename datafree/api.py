@@ -114,8 +114,8 @@ def distil(
         as_classifier(network, role, values, spec) for role, network in (("teacher", teacher), ("student", student))
     ]
     networks[0].borrowed = lent
-    loaded = loaded_weights(networks[0], values, lent)
     try:
+        loaded = loaded_weights(networks[0], values, lent)
         job = prepare_planned(values, spec, *networks, method, compute, path, lambda: test, began, **how)
         config, remarks = described(PROGRAM, configs, values), [*compute.about(), job.sizes(), *loaded, *job.remarks]
         run_job(job, path, test, config, remarks)

@@ -188,7 +188,7 @@ class Trial:
         hits, status = 0, None
         while status != 0:
             command = self.command(root, argv, first=status is None)
-            terminal.unlink(missing_ok=True)
+            terminal.write_text("")  # of this start alone
             pids = start(self.program, command, terminal, self.processes)
             if hits < wanted:
                 time.sleep(self.moments.uniform(0, longest))

@@ -57,12 +57,15 @@ def row(run: FinishedRun) -> dict[str, object]:
 
 
 def rounds_of(run: FinishedRun) -> list[np.ndarray]:
-    """The images (N, C, H, W) in [0, 1] of each round. Raises UserError where the run has left none."""
+    """The images (N, C, H, W) in [0, 1] of each round.
+
+    Raises UserError where the run has left none, or is not finished: its file may then hold more than is known of.
+    """
     state = run.path / STATE_FILE
-    saved = torch.load(state, map_location="cpu", weights_only=True) if state.exists() else {}
+    saved = torch.load(state, map_location="cpu", weights_only=True) if run.complete and state.exists() else {}
     chunks, size = saved.get("pool_chunks"), saved.get("processes", 1)
     if not chunks:
-        raise UserError(f"{run.path} has no pool of images", "name a run that has saved one")
+        raise UserError(f"{run.path} has no pool of a finished run", "name a finished run of a method with a pool")
     raw = np.fromfile(pool_file(run.path, 0, size), dtype=np.uint8)
     shape = torch.load(run.path / "synthetic.pth", map_location="cpu", weights_only=True).shape[1:]
     pixels, bytes_per_image, rounds, at = int(np.prod(shape)), len(raw) // sum(chunks), [], 0

@@ -119,6 +119,10 @@ def test_a_teacher_may_get_its_weights_from_a_file_and_is_not_changed(tmp_path):
     same = datafree.distil(other, small_network(2), **how, **file, run_root=tmp_path / "2").student
     assert all(map(torch.equal, found.parameters(), same.parameters()))
     assert all(map(torch.equal, before, other.parameters()))
+    student = small_network(2)
+    with user_error("does not exist"):
+        datafree.distil(other, student, **how, teacher_path="absent.pth", run_root=tmp_path / "3")
+    assert type(student.fc) is nn.Linear and not (tmp_path / "3").exists()
 
 
 IMAGES, LABELS = torch.zeros(4, *SHAPE, dtype=torch.uint8), torch.arange(4, dtype=torch.int32)

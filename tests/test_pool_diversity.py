@@ -32,7 +32,12 @@ def test_rounds_are_read_back_and_compared_within_and_between(targets, tmp_path,
     within = np.mean([images.std(0).mean() for images in rounds])
     between = np.std([images.mean(0) for images in rounds], axis=0).mean()
     assert (row["run"], row["rounds"]) == (folder.name, 3)
-    assert [row["within a round"], row["between rounds"]] == pytest.approx([within, between], rel=1e-3)
+    fine = 100 * pool_diversity.fine_share(np.concatenate(rounds))
+    found = [row["within a round"], row["between rounds"], row["fine detail, %"]]
+    assert found == pytest.approx([within, between, fine], rel=1e-3)
+    (folder / "summary.json").unlink()
+    with user_error("has no pool of a finished run"):
+        pool_diversity.main([str(folder)])
 
 
 def test_a_run_without_a_pool_is_told_so(tmp_path):
@@ -40,5 +45,5 @@ def test_a_run_without_a_pool_is_told_so(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text('{"mean": [0.5], "img_size": 8}')
     (folder / "metrics.csv").write_text("epoch\n1\n")
-    with user_error("has no pool of images"):
+    with user_error("has no pool of a finished run"):
         pool_diversity.main([str(folder)])
