@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
-from conftest import user_error
+from conftest import ROOT, user_error
 from programs import script
 
 from scripts import gpu_page
@@ -39,18 +40,56 @@ def found_of(**parts):
     return {"began": "today", "small": False, "minutes": 9, "seconds": 5.0, "parts": outcomes}
 
 
+def verdicts(**parts):
+    """By part, of each target in turn."""
+    told = {}
+    for each in gpu_page.conclusions(found_of(**parts))["targets"]:
+        told.setdefault(each["part"], []).append(each["verdict"])
+    return told
+
+
 def test_a_target_is_met_or_missed_by_so_much_or_was_not_measured():
-    found = found_of(wrn=a_benchmark(kd=3.0), resnet=a_benchmark(share=0.36))
-    verdicts = {(each["part"]): each["verdict"] for each in gpu_page.conclusions(found)["targets"]}
-    assert verdicts == {
+    told = verdicts(wrn=a_benchmark(kd=3.0), resnet=a_benchmark(share=0.36))
+    assert {part: each[0] for part, each in told.items()} == {
         "wrn": "**missed** by 0.050 (20 %)",
         "wrn_graph": "not measured",
         "wrn_compiled": "not measured",
         "resnet": "met",
         "resnet_compiled": "not measured",
+        "tests": "not measured",
     }
     assert gpu_page.TARGETS[1].verdict(0.28) == "**missed** by 0.070 (20 %)"
-    assert [target.verdict(target.bound) for target in gpu_page.TARGETS] == ["met", "met"]
+    assert [target.verdict(target.bound) for target in gpu_page.TARGETS] == ["met"] * 4
+
+
+def test_the_paper_s_length_is_judged_in_minutes():
+    quick = a_benchmark(kd=0.003)
+    quick["seconds"] |= {name: {"median": value} for name, value in (("synth", 0.1), ("save", 0.1))}
+    minutes = 420 * (400 * 0.003 + 10 * 0.1 / 5 + 10_000 / 5000 + 0.1) / 60
+    assert minutes < 30 and verdicts(wrn=quick)["wrn"][1] == "met"
+    quick["seconds"]["kd"] = {"median": 0.006}
+    slow = f"**missed** by {minutes + 420 * 400 * 0.003 / 60 - 30:.3f}"
+    assert verdicts(wrn=quick)["wrn"][1].startswith(slow)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdict"),
+    [
+        (["passed", "passed", "skipped"], "met"),
+        (["passed", "failed", "failed"], "**missed** by 2.000"),
+        (["skipped", "skipped"], "not measured"),
+    ],
+)
+def test_waiting_within_an_epoch_is_judged_by_the_tests_that_look_for_it(outcomes, verdict):
+    names = ["test_sync.py::test_a_round_on_a_gpu_does_not_synchronise[soft]"] * len(outcomes)
+    tests = [{"test": name, "outcome": outcome} for name, outcome in zip(names, outcomes, strict=True)]
+    elsewhere = {"test": "test_gpu.py::test_memory_does_not_grow", "outcome": "failed"}
+    assert verdicts(tests={"tests": [elsewhere, *tests]})["tests"] == [verdict]
+
+
+def test_some_test_looks_for_waiting_in_both_files():
+    for file in ("test_sync.py", "test_gpu.py"):
+        assert re.search(gpu_page.DO_NOT_WAIT, (ROOT / "tests" / file).read_text())
 
 
 def test_the_estimate_is_of_420_epochs_of_400_steps_and_10_iterations_with_evaluation_and_saving():
