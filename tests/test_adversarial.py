@@ -56,11 +56,11 @@ def kl(t, s):
     return (log_softmax(t).exp() * (log_softmax(t) - log_softmax(s))).sum(1).mean()
 
 
-def terms_by_hand(name, context, x, warmup):
+def terms_by_hand(name, context, x, warmup, judge_trains):
     """The loss and its terms, unweighted, from the equations."""
     first, second, t = bn_inputs(context.teacher, x)
     features = context.teacher.network.bn2(second).relu().mean((2, 3))
-    judge = copy.deepcopy(context.student).eval()
+    judge = copy.deepcopy(context.student).train(judge_trains)
     s = judge.network(takes(judge, x))
     mean = log_softmax(t).exp().mean(0)
     known = {
@@ -87,13 +87,14 @@ class ByHand:
 
     def __init__(self, subject, betas=(0.9, 0.999)):
         self.generator, self.betas, self.steps = copy.deepcopy(subject.generator), betas, 0
+        self.judge_trains = getattr(subject.config, "judge", "eval") == "train"
         self.m = {name: torch.zeros_like(p) for name, p in trained(self.generator)}
         self.v = copy.deepcopy(self.m)
 
     def step(self, name, context, z, warmup=False, lr=LR_G, clip=None):
         """Images, terms, gradients before a limit to them."""
         x = self.generator(z)
-        loss, terms = terms_by_hand(name, context, x, warmup)
+        loss, terms = terms_by_hand(name, context, x, warmup, self.judge_trains)
         parameters = dict(trained(self.generator))
         gradients = dict(zip(parameters, torch.autograd.grad(loss, [*parameters.values()]), strict=True))
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
@@ -123,9 +124,13 @@ def assert_same_weights(found, expected, before):
             assert (moved - wanted).norm() < 2e-2 * wanted.norm(), name
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_rounds_are_those_by_hand_with_adam_on_the_methods_own_terms(name):
-    subject, streams = method(name, g_steps=2, adam_betas=(0.5, 0.999)), Streams(0)
+@pytest.mark.parametrize(
+    ("name", "judge"), [("dafl", None), *((name, mode) for name in WITH_STUDENT for mode in ("eval", "train"))]
+)
+def test_rounds_are_those_by_hand_with_adam_on_the_methods_own_terms(name, judge):
+    mode = {} if judge is None else {"judge": judge}
+    subject, streams = method(name, g_steps=2, adam_betas=(0.5, 0.999), **mode), Streams(0)
+    student = state_of(subject.context.student)
     by_hand, start = ByHand(subject, (0.5, 0.999)), copy.deepcopy(subject.generator)
     z = None
     for number in range(2):
@@ -142,6 +147,7 @@ def test_rounds_are_those_by_hand_with_adam_on_the_methods_own_terms(name):
         for term, values in expected.items():
             assert read[term] == pytest.approx(values, rel=5e-3), term
         assert_same_weights(subject.generator, by_hand.generator, start)
+        assert same_state(state_of(subject.context.student), student)
 
 
 @pytest.mark.parametrize("name", WITH_STUDENT)

@@ -49,6 +49,24 @@ def test_the_student_is_lent_in_eval_mode_without_gradients_and_comes_back_as_it
     assert all((parameter.grad == 3).all() for parameter in student.parameters())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_student_that_judges_in_train_mode_goes_by_the_batch_and_does_not_remember_it(training):
+    student = small_classifier(2).train(training)
+    student.network.bn1.track_running_stats = False
+    context, x = small_context(student=student), torch.rand(4, 3, SIZE, SIZE, requires_grad=True)
+    before, expected = state_of(student), small_classifier(2).train()(x)
+    context.judge_trains = True
+    with context.student_as_judge() as judge:
+        logits = judge(x)
+    logits.sum().backward()
+    torch.testing.assert_close(logits, expected)
+    assert x.grad.any() and same_state(state_of(student), before)
+    assert all(module.training == training for module in student.modules())
+    kept = [m.track_running_stats for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert kept == [False, *[True] * (len(kept) - 1)] and len(kept) > 1
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
 @pytest.mark.parametrize("compute", [FP32, BF16, FP16])
 def test_logits_are_fp32_in_any_precision_and_answers_are_the_folded_teachers_and_want_no_gradient(compute):
     context, x, seen = small_context(compute=compute), torch.rand(4, 3, SIZE, SIZE, requires_grad=True), []

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from .. import processes
 from ..data.augmentation import Augmentation
@@ -51,6 +52,7 @@ class Context:
         observers: see :meth:`observe`.
         readings: see :meth:`report`.
         costs: passes through networks.
+        judge_trains: whether the student judges in train mode, see :meth:`student_as_judge`.
         scaler: of losses, in fp16.
     """
 
@@ -70,6 +72,7 @@ class Context:
     observers: list[Observer] = field(default_factory=list)
     readings: Readings = field(default_factory=Readings)
     costs: Costs = field(default_factory=Costs)
+    judge_trains: bool = False
     scaler: Scaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -149,12 +152,20 @@ class Context:
 
     @contextmanager
     def student_as_judge(self) -> Iterator[Classifier]:
-        """Within, the student is in eval mode and its weights want no gradient; afterwards both are as before."""
+        """Within, the student's weights want no gradient, and it is in eval mode, or where ``judge_trains`` in train mode
+        with BatchNorm layers that go by the batch and do not remember it; afterwards all is as before."""
         was_training = self.student.training
         wanted = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        norms = [
+            layer for layer in self.student.modules() if isinstance(layer, BatchNorm) and layer.track_running_stats
+        ]
         try:
-            yield self.student.eval().requires_grad_(False)
+            for layer in norms if self.judge_trains else ():
+                layer.track_running_stats = False
+            yield self.student.train(self.judge_trains).requires_grad_(False)
         finally:
             self.student.train(was_training)
+            for layer in norms:
+                layer.track_running_stats = True
             for parameter in wanted:
                 parameter.requires_grad_(True)

@@ -48,7 +48,7 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
         ones = torch.ones(x.shape[1], dtype=dtype, device=x.device)
         weight, bias = (ones, 0 * ones) if self.weight is None else (self.weight, self.bias)
         out, moments = _WholeBatchNorm.apply(x, weight, bias, self.eps)
-        if self.running_mean is not None:
+        if self.running_mean is not None and self.track_running_stats:
             self.num_batches_tracked += 1
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             n = processes.size() * x.numel() / x.shape[1]

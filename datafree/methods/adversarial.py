@@ -4,7 +4,7 @@ a round:
     G times
         z ~ N(0, I) (B, nz);  x <- G(z)
         L <- dafl   oh * L_oh + act * L_act + balance * L_ie               the student has no say
-             zskt   L_adv = -KL(T(x) || S(x))                              S as a judge: eval mode, as it is
+             zskt   L_adv = -KL(T(x) || S(x))                              S as a judge: as it is, and stays
              dfad   L_adv = -mean |T(x) - S(x)|
              dfq    adv * L_adv + oh * L_oh + balance * L_ie + ent * L_ent + bn * L_bn      warm-up: adv = 0
              mad    L_adv as zskt;  then G^ <- ema * G^ + (1 - ema) * G
@@ -50,6 +50,38 @@ ADAM = {"optimizer": "adam", "lr": 2e-3, "lr_min": 0.0, "weight_decay": 0.0}  # 
 OUTPUTS = {"normalised": NormalisedNetwork, "standardised": StandardisedNetwork, "free": ImageGenerator}
 
 
+@dataclass(frozen=True)
+class Common(configuration.Config):
+    """The knobs of all five."""
+
+    synthesis_batch_size: int | None = knob(
+        None, "images of a generator step (default: batch_size)", low=1, high=2**16, unit="IMAGES"
+    )
+    g_steps: int = knob(1, "generator steps a round; kd_steps of the student follow", low=1, unit="G")
+    nz: int = knob(256, "length of the noise vector z", low=1, high=2**16, unit="N")
+    ngf: int = knob(64, "width of the generator; lower is faster", low=1, high=2**16, unit="CHANNELS")
+    g_output: str = knob(
+        "normalised",
+        "normalised: with the data's mean and standard deviation, as published, and pixels beyond [0, 1]; "
+        "standardised: the same within [0, 1]; free: as they come, with a low lr_g",
+        choices=(*OUTPUTS,),
+    )
+    lr_g: float = knob(1e-3, "learning rate of the generator; lower it where all images are alike", above=0)
+    anneal_g: int | None = knob(
+        None,
+        "generator steps over which lr_g falls to 0 along a cosine; 0: it stays (default: all but those of the "
+        "warm-up for zskt and dfq, else 0)",
+        low=0,
+        unit="STEPS",
+    )
+    lr_g_steps: tuple[float, ...] | None = knob(
+        None, "divide lr_g by 10 at these shares of the run, in place of the cosine", above=0, high=1, unit="SHARE"
+    )
+    adam_betas: tuple[float, float] = knob((0.9, 0.999), "of Adam", low=0, high=0.9999, unit="BETA")
+    clip_g: float = knob(0.0, "largest norm of the generator's gradient; 0: any", low=0, unit="NORM")
+    reuse_path: Path | None = knob(None, f"{LASTING_FILE} of an earlier run, to begin with", unit="FILE")
+
+
 class Adversarial(Method):
     """What the five share: a generator, its steps, fresh images. Draws from "synthesis", "distillation" and "sample".
 
@@ -70,37 +102,17 @@ class Adversarial(Method):
     disagreement: Callable[[Tensor, Tensor], Tensor] = staticmethod(kl_disagreement)
 
     @dataclass(frozen=True)
-    class Config(configuration.Config):
-        synthesis_batch_size: int | None = knob(
-            None, "images of a generator step (default: batch_size)", low=1, high=2**16, unit="IMAGES"
+    class Config(Common):
+        judge: str = knob(
+            "eval",
+            "the student's mode while the generator learns from it; train: its BatchNorm layers go by the batch",
+            choices=("eval", "train"),
         )
-        g_steps: int = knob(1, "generator steps a round; kd_steps of the student follow", low=1, unit="G")
-        nz: int = knob(256, "length of the noise vector z", low=1, high=2**16, unit="N")
-        ngf: int = knob(64, "width of the generator; lower is faster", low=1, high=2**16, unit="CHANNELS")
-        g_output: str = knob(
-            "normalised",
-            "normalised: with the data's mean and standard deviation, as published, and pixels beyond [0, 1]; "
-            "standardised: the same within [0, 1]; free: as they come, with a low lr_g",
-            choices=(*OUTPUTS,),
-        )
-        lr_g: float = knob(1e-3, "learning rate of the generator; lower it where all images are alike", above=0)
-        anneal_g: int | None = knob(
-            None,
-            "generator steps over which lr_g falls to 0 along a cosine; 0: it stays (default: all but those of the "
-            "warm-up for zskt and dfq, else 0)",
-            low=0,
-            unit="STEPS",
-        )
-        lr_g_steps: tuple[float, ...] | None = knob(
-            None, "divide lr_g by 10 at these shares of the run, in place of the cosine", above=0, high=1, unit="SHARE"
-        )
-        adam_betas: tuple[float, float] = knob((0.9, 0.999), "of Adam", low=0, high=0.9999, unit="BETA")
-        clip_g: float = knob(0.0, "largest norm of the generator's gradient; 0: any", low=0, unit="NORM")
-        reuse_path: Path | None = knob(None, f"{LASTING_FILE} of an earlier run, to begin with", unit="FILE")
 
     def __init__(self, context: Context, config: Any):
         super().__init__(context, config)
         self.teacher = context.answering
+        context.judge_trains = isinstance(config, Adversarial.Config) and config.judge == "train"
         self.generator = context.compute.place(self._first_generator()).train()
         self.parameters = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
         how = {"lr": config.lr_g, "betas": config.adam_betas, "fused": context.compute.fused}
@@ -227,7 +239,7 @@ class Dafl(Adversarial):
     needs_student = False
 
     @dataclass(frozen=True)
-    class Config(Adversarial.Config):
+    class Config(Common):
         oh: float = knob(1.0, "weight of L_oh: raise it for images of clearer class", low=0)
         act: float = knob(0.1, "weight of L_act: raise it for images that excite the teacher's last features", low=0)
         balance: float = knob(5 / math.log(10), "weight of L_ie: raise it where some classes hardly come", low=0)
