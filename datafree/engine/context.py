@@ -152,8 +152,8 @@ class Context:
 
     @contextmanager
     def student_as_judge(self) -> Iterator[Classifier]:
-        """Within, the student's weights want no gradient, and it is in eval mode, or where ``judge_trains`` in train mode
-        with BatchNorm layers that go by the batch and do not remember it; afterwards all is as before."""
+        """Within, the student's weights want no gradient, and it is in eval mode, with ``judge_trains`` in train mode,
+        its BatchNorm layers going by the batch and not remembering it; afterwards all is as before."""
         was_training = self.student.training
         wanted = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         norms = [
