@@ -4,7 +4,7 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .engine.evaluation import Evaluation, Score
 from .engine.frozen import folded, frozen
 from .engine.probe import fitted
 from .engine.randomness import Streams
-from .engine.recording import CudaGraph, Graph, obstacle_to_recording
+from .engine.recording import UP_TO, CudaGraph, Graph, obstacle_to_recording
 from .engine.sharding import gathered
 from .engine.student import Source, Student
 from .errors import UserError
@@ -78,7 +78,7 @@ class Job:
     remarks: list[str]  # for the log, from the look ahead
     planning_seconds: float = 0.0  # spent on a plan by budget
 
-    @property
+    @cached_property  # the same one always: steps are recorded once a source
     def source(self) -> Source:
         """Where the student's batches come from: the pool, or the method itself."""
         return self.pool if self.method.pooled else Fresh(self.method, self.context.costs)
@@ -167,7 +167,7 @@ def prepare(
         saved=partial(saved_part, path, "method") if path and values.resume else lambda: None,
         asked=frozenset(asked),
     )
-    how = ways(values, compute)
+    how = ways(values, compute, spec)
     learner = Student(context, Student.Config.of(values).share(), length.steps, how.new_graph, how.shard)
     maker = method(context, method.Config.of(values).share())
     aims = targets(context, targets.Config.of(values))
@@ -197,7 +197,7 @@ class Ways:
     remarks: list[str]
 
 
-def ways(values: Namespace, compute: Compute) -> Ways:
+def ways(values: Namespace, compute: Compute, spec: DatasetSpec) -> Ways:
     """What ``--step`` and ``--shard`` come to here. Raises UserError for fp16 with --shard."""
     several, new_graph, remarks = processes.size() > 1, None, []
     if values.shard and several and compute.scales:
@@ -207,11 +207,15 @@ def ways(values: Namespace, compute: Compute) -> Ways:
         remarks.append(f"student: shared out over {processes.size()} processes" if several else alone)
     if values.step == "compiled" and several:
         remarks.append("warning: --step compiled: steps of several processes are not compiled as one")
-    if values.step == "graph":
+    if values.step == "graph" or (values.step == "auto" and max(spec.shape[1:]) <= UP_TO):
         obstacle = obstacle_to_recording(compute)
-        new_graph = None if obstacle else partial(CudaGraph, compute.device)
-        why = f"steps are not recorded: {obstacle}" if obstacle else "untested, it was never run on a GPU"
-        remarks.append(f"warning: --step graph: {why}")
+        if not obstacle:
+            new_graph = partial(CudaGraph, compute.device)
+            remarks.append(
+                "distillation steps: recorded as a CUDA graph (--step eager: not), which is compared with them"
+            )
+        elif values.step == "graph":
+            remarks.append(f"warning: --step graph: steps are not recorded: {obstacle}")
     return Ways(new_graph, values.step == "compiled" and not several, values.shard and several, remarks)
 
 

@@ -37,7 +37,7 @@ LAUNCHERS = (
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # of MVAPICH
 )
 SLURM_ALLOCATION = ("SLURM_NTASKS", "SLURM_PROCID")
-OF_TORCHRUN = ("MASTER_ADDR", "MASTER_PORT")  # where its processes meet
+OF_TORCHRUN = (*LAUNCHERS[0], "MASTER_ADDR", "MASTER_PORT")  # the latter: where its processes meet
 # In their common store: which has said what went wrong; what a later start has to know; how a start gets its name.
 FAILED, BEGUN, STOPPED, MEETING = (f"datafree/{name}" for name in ("failed", "begun", "stopped", "meeting"))
 MOMENT = 0.01  # seconds between looks at it
@@ -95,7 +95,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     batch_script = "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
     if "SLURM_STEP_NUM_TASKS" not in environment and not batch_script:
         launchers += (SLURM_ALLOCATION,)
-    if _started(*LAUNCHERS[0], environment) and all(name in environment for name in OF_TORCHRUN):
+    elastic = "TORCHELASTIC_RUN_ID" in environment  # one process, too, may be started again then, or get company
+    if environment.keys() >= {*OF_TORCHRUN} and (elastic or _started(*LAUNCHERS[0], environment)):
         _meet(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
         return
     for count, number in launchers:
@@ -120,14 +121,15 @@ def _meet(rank: int, size: int) -> None:
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    if distributed.is_initialized():
+    if _all_starts is not None:
         return
     wait = timedelta(seconds=TIMEOUT)
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
     try:
         _all_starts, _, _ = next(rendezvous("env://", rank, size, timeout=wait))
-        _store = distributed.PrefixStore(_this_start(_all_starts, rank, size), _all_starts)
-        distributed.init_process_group(backends, store=_store, rank=rank, world_size=size, timeout=wait)
+        if size > 1:
+            _store = distributed.PrefixStore(_this_start(_all_starts, rank, size), _all_starts)
+            distributed.init_process_group(backends, store=_store, rank=rank, world_size=size, timeout=wait)
     except (RuntimeError, ValueError, OSError) as error:  # DistNetworkError and others
         what = f"process {rank} of {size} does not find the others: {str(error).splitlines()[0]}"
         raise UserError(what, "see whether all were started, and MASTER_ADDR and MASTER_PORT can be reached") from None
@@ -177,7 +179,7 @@ def stopped() -> None:
 
 
 def _note(key: str) -> None:
-    if _size > 1 and first():
+    if _all_starts is not None and first():
         _all_starts.set(key, "1")
 
 
@@ -189,7 +191,7 @@ def leave() -> None:
 
         time.sleep(MOMENT)  # lets PyTorch's threads end: 2.6 was seen to wait below for good, for the GIL perhaps
         distributed.destroy_process_group()
-        _rank, _size, _store, _all_starts = 0, 1, None, None
+    _rank, _size, _store, _all_starts = 0, 1, None, None
 
 
 class ProcessLost(UserError):  # noqa: N818 (the house name)

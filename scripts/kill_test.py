@@ -3,7 +3,7 @@
     python scripts/kill_test.py --kills 100                                                       SIGKILL
     python scripts/kill_test.py --kills 100 --signal TERM --save_every 3 --ep_steps 4 --kd_steps 2 --hl
     python scripts/kill_test.py --kills 100 --program train_scratch.py
-    python scripts/kill_test.py --kills 20 --processes 2                                      either of two, or both
+    python scripts/kill_test.py --kills 20 --processes 2                            the first, the second, both, in turn
 
 until as many interruptions as asked for have hit a live process
     start the run, or resume it after the first start;  wait a random while;  send the signal
@@ -155,7 +155,7 @@ def wait(pids: list[int], joined: Callable[[], bool] = lambda: True) -> list[int
 
 @dataclass
 class Trial:
-    """One program, many interruptions. ``tally`` counts what they met."""
+    """One program, many interruptions. ``tally`` counts what they met, ``hits`` all of them."""
 
     program: str
     flags: list[str]
@@ -163,7 +163,14 @@ class Trial:
     root: Path
     moments: random.Random
     processes: int = 1
+    hits: int = 0
     tally: Counter = field(default_factory=Counter)
+
+    @property
+    def targets(self) -> range:
+        """The processes that the next signal is for: each alone, then all, in turn."""
+        turn = self.hits % (self.processes + 1)
+        return range(self.processes) if turn == self.processes else range(turn, turn + 1)
 
     def begin(self, name: str) -> tuple[Path, list[str], Path]:
         """A new run root, with the command line and the file that stands in for the terminal."""
@@ -192,13 +199,15 @@ class Trial:
             pids = start(self.program, command, terminal, self.processes)
             if hits < wanted:
                 time.sleep(self.moments.uniform(0, longest))
-                for pid in self.moments.choice([pids, *([pid] for pid in pids)]):  # all, or any one
-                    os.kill(pid, self.number)
+                for process in self.targets:
+                    os.kill(pids[process], self.number)
             began = list(root.glob("*/status.json"))
             status, *others = wait(pids, lambda began=began: bool(began))
             if status != 0:
                 self.check(status, others, root, terminal)
-                hits += 1
+                who = "all" if len(self.targets) > 1 else f"process {self.targets[0]}"
+                self.tally[f"to {who}"] += self.processes > 1
+                self.hits, hits = self.hits + 1, hits + 1
         (folder,) = root.iterdir()
         return folder, hits
 

@@ -30,3 +30,5 @@ def test_interruptions_at_random_moments_change_nothing(signal, capfd):
     assert kill_test.main(["--kills", "4", "--signal", signal, *line.split()]) == 0
     told = capfd.readouterr().out
     assert int(re.match(rf"(\d+) SIG{signal}", told)[1]) >= 4 and told.endswith(": 0 differences\n")
+    if "--processes 2" in line:
+        assert all(f"to {who}" in told for who in ("process 0", "process 1", "all"))

@@ -1,14 +1,17 @@
 """Steps recorded once and replayed are the eager steps: weights, optimiser, reports, costs, random streams."""
 
 import copy
+import dataclasses
+from argparse import Namespace
 from functools import partial
 
 import pytest
 import torch
-from conftest import BF16, FP16, FP32, same_state, small_classifier, small_context, state_of
+from conftest import BF16, FP16, FP32, same_state, small_classifier, small_context, small_spec, state_of
 from cpu_graph import CpuGraph
 from programs import QUICK, few_digits, finished  # noqa: F401
 from test_student import LR, SIZE, B, N
+from test_sync import a_round, prepared
 from torch import nn
 
 from datafree import processes
@@ -18,9 +21,11 @@ from datafree.data.pool import ImagePool, image_column
 from datafree.engine.device import Compute
 from datafree.engine.recording import WARM_UP, obstacle_to_recording
 from datafree.engine.student import Student
+from datafree.job import ways
 from datafree.targets import Attack, Hard, Soft
 
 STEPS = (5, 1, 4)  # of rounds; the third is replayed from its first step on
+TRIED = 1  # replay that is compared with the step itself
 FORMS = {
     "soft": (Soft, {}, {}),
     "hard": (Hard, {}, {}),
@@ -76,7 +81,7 @@ def assert_same(found, expected, tolerance=0.0):
     assert same_state(*(each.context.streams.state_dict() for each in (found, expected)))
 
 
-@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("compute", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("form", FORMS)
 def test_replayed_steps_are_the_eager_ones(form, compute):
     """Bit for bit; but for Adam, whose rate is rounded to fp32 in a tensor and is not outside of one."""
@@ -89,7 +94,7 @@ def test_replayed_steps_are_the_eager_ones(form, compute):
             assert found[name] == pytest.approx(values, rel=tolerance, abs=tolerance), name
     assert_same(recorded, eager, tolerance)
     (graph,) = recorded.graphs
-    assert (graph.warmed, graph.recordings, graph.replays) == (WARM_UP, 1, sum(STEPS) - WARM_UP)
+    assert (graph.warmed, graph.recordings, graph.replays) == (WARM_UP, 1, TRIED + sum(STEPS) - WARM_UP)
     assert graph.streams == ([recorded.context.streams["attack"]] if "attack" in form else [])
     assert recorded.said == []
 
@@ -133,6 +138,46 @@ def test_a_step_that_reads_a_number_runs_as_it_is_and_one_line_says_so():
     assert line.startswith("warning: steps are not recorded") and "\n" not in line and "capturing" in line
 
 
+class Forgetful(CpuGraph):
+    """Does again all but one thing in so many."""
+
+    def __init__(self, forgets):
+        super().__init__()
+        self.forgets = forgets
+
+    def record(self, act, streams):
+        super().record(act, streams)
+        self.operations = [each for i, each in enumerate(self.operations) if (i + 1) % self.forgets]
+
+
+@pytest.mark.parametrize("forgets", [1, 7])  # 1: does nothing
+@pytest.mark.parametrize("form", ["soft", "attack at every step", "adam, clipped"])
+def test_a_graph_that_does_something_else_is_found_out_and_steps_go_on_as_they_are(form, forgets):
+    recorded, eager = Rounds(form), Rounds(form, recorded=False)
+    recorded.student.new_graph = lambda: Forgetful(forgets)
+    for steps in STEPS:
+        assert recorded.learn(steps) == eager.learn(steps)
+    assert_same(recorded, eager)
+    (line,), (recording,) = recorded.said, recorded.student.recordings
+    assert "steps are not recorded" in line and "a replay changes the weights otherwise" in line
+    assert not recording.recorded and recording.graph.replays == TRIED
+
+
+@pytest.mark.parametrize("method", ["dfad", "zskt", "kd", "noise"])
+def test_steps_on_what_a_method_makes_are_recorded_once_a_run(method, tmp_path):
+    """Of methods without a pool, too."""
+    job, graphs = prepared({"method": method}, FP32, tmp_path), []
+
+    def graph():
+        graphs.append(CpuGraph())
+        return graphs[-1]
+
+    job.student.new_graph = graph
+    for _ in range(3):
+        a_round(job)
+    assert [(each.recordings, each.replays) for each in graphs] == [(1, TRIED + 6 - WARM_UP)]
+
+
 def test_a_batch_of_another_size_runs_as_it_is_and_the_next_is_replayed():
     class Sizes:
         made = staticmethod(Batch.of)
@@ -148,7 +193,7 @@ def test_a_batch_of_another_size_runs_as_it_is_and_the_next_is_replayed():
         rounds.series = rounds.context.read().series
     assert recorded.series == eager.series
     assert_same(recorded, eager)
-    assert recorded.graphs[0].replays == 8 - WARM_UP - 1
+    assert recorded.graphs[0].replays == TRIED + 8 - WARM_UP - 1
 
 
 def test_another_pool_has_a_recording_of_its_own_and_the_first_is_kept():
@@ -157,7 +202,7 @@ def test_another_pool_has_a_recording_of_its_own_and_the_first_is_kept():
     own, rounds.pool = rounds.pool, copy.copy(rounds.pool)
     rounds.student.learn(rounds.pool, rounds.targets, WARM_UP + 2)
     rounds.student.learn(own, rounds.targets, 1)
-    assert [graph.replays for graph in rounds.graphs] == [2, 2]
+    assert [graph.replays for graph in rounds.graphs] == [TRIED + 2, TRIED + 2]
 
 
 def test_after_a_state_was_restored_steps_are_recorded_anew_and_go_on_as_eager_ones():
@@ -171,16 +216,27 @@ def test_after_a_state_was_restored_steps_are_recorded_anew_and_go_on_as_eager_o
         rounds.context.costs.take()
     assert recorded.learn(5) == eager.learn(5)
     assert_same(recorded, eager)
-    assert [graph.replays for graph in recorded.graphs] == [4 - WARM_UP, 5 - WARM_UP]
+    assert [graph.replays for graph in recorded.graphs] == [TRIED + 4 - WARM_UP, TRIED + 5 - WARM_UP]
 
 
 def test_what_no_graph_can_hold_is_named_before_the_run(monkeypatch):
     on_gpu = partial(Compute, torch.device("cuda", 0), reason="in tests")
     assert obstacle_to_recording(on_gpu(torch.bfloat16)) == ""
-    assert "fp16" in obstacle_to_recording(on_gpu(torch.float16))
+    assert obstacle_to_recording(on_gpu(torch.float16)) == ""
     assert "not for cpu" in obstacle_to_recording(FP16)
     monkeypatch.setattr(processes, "_size", 2)
     assert "several processes" in obstacle_to_recording(on_gpu(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("step", "size", "recorded"), [("auto", 64, True), ("auto", 65, False), ("graph", 224, True), ("eager", 32, False)]
+)
+def test_steps_on_a_gpu_are_recorded_unasked_up_to_64_pixels(step, size, recorded):
+    on_gpu = Compute(torch.device("cuda", 0), torch.bfloat16, reason="in tests")
+    how = ways(Namespace(shard=False, step=step), on_gpu, dataclasses.replace(small_spec(), img_size=(size, 32)))
+    assert (how.new_graph is not None) == recorded == bool(how.remarks)
+    here = ways(Namespace(shard=False, step="auto"), FP32, small_spec())
+    assert here.new_graph is None and not here.remarks
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import BF16, FP16, SINCE_2_7, user_error
+from conftest import BF16, FP16, SINCE_2_7, small_spec, user_error
 from programs import FOLDER, QUICK, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
 from sharded import KNOBS, METHODS_THAT_ASK
 from test_processes import found_by_two
@@ -119,15 +119,16 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_as_many_processes_and_with_other
 
 
 def test_what_makes_no_sense_is_said_in_a_line_and_fp16_is_refused(monkeypatch):
-    asked = Namespace(shard=True, step="eager")
-    (line,) = ways(asked, BF16).remarks
-    assert "there is one process" in line and not ways(asked, BF16).shard
+    asked, compiled = Namespace(shard=True, step="auto"), Namespace(shard=False, step="compiled")
+    (line,) = ways(asked, BF16, small_spec()).remarks
+    assert "there is one process" in line and not ways(asked, BF16, small_spec()).shard
     monkeypatch.setattr(processes, "_size", 2)
-    assert ways(asked, BF16).shard and "shared out over 2 processes" in ways(asked, BF16).remarks[0]
-    (line,) = ways(Namespace(shard=False, step="compiled"), BF16).remarks
-    assert "not compiled as one" in line and not ways(Namespace(shard=False, step="compiled"), BF16).compiled
+    two = ways(asked, BF16, small_spec())
+    assert two.shard and "shared out over 2 processes" in two.remarks[0]
+    (line,) = ways(compiled, BF16, small_spec()).remarks
+    assert "not compiled as one" in line and not ways(compiled, BF16, small_spec()).compiled
     with user_error("--shard is not for --precision fp16"):
-        ways(asked, FP16)
+        ways(asked, FP16, small_spec())
 
 
 def test_a_pytorch_without_it_is_refused_in_one_line(monkeypatch):

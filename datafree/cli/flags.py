@@ -7,6 +7,7 @@ from typing import Any
 from .. import configuration
 from ..configuration import Config, knob
 from ..engine.device import PRECISIONS
+from ..engine.recording import UP_TO
 from ..engine.student import Student
 from ..errors import UserError
 from ..methods.base import Method
@@ -151,9 +152,10 @@ class DistillationMachineConfig(MachineConfig):
     )
     no_compile: bool = knob(False, "eager networks on a GPU, too")
     step: str = knob(
-        "eager",
-        "compiled: torch.compile a distillation step as one; graph: record it as a CUDA graph, on an NVIDIA GPU",
-        choices=("eager", "compiled", "graph"),
+        "auto",
+        "graph: record distillation steps as a CUDA graph, on an NVIDIA GPU; compiled: torch.compile each as one; "
+        f"auto: graph up to {UP_TO} pixels where there can be one, else eager",
+        choices=("auto", "eager", "compiled", "graph"),
     )
     shard: bool = knob(
         False, "torchrun: share the student out over the processes (FSDP2), where it does not fit into one", free=True

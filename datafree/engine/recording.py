@@ -2,7 +2,8 @@
 
 for each step
     the first WARM_UP                as it is: kernels are chosen, networks compiled, the optimiser gets its state
-    the next                         record act(static), which computes nothing
+    the next                         record act(static), which computes nothing; replay it and do act, from the same
+                                     state: unless both lead to the same weights, steps go on as they are
     from then on                     static <- rows;  rate <- the optimiser's;  replay
 
 Where kernels are short it is starting them, one by one, that takes the time. Python runs at the recording alone: what
@@ -23,8 +24,13 @@ from ..data.batch import Rows
 from ..errors import first_line
 from .context import Context, Left
 from .device import Compute
+from .randomness import global_draws_forgotten
 
 WARM_UP = 3  # steps; chosen by us
+# Largest distance between what a replay changes and what the step itself does, over the latter. Kernels add up in
+# another order, and Adam makes full steps of gradients that are rounding; chosen by us.
+APART = 0.25
+UP_TO = 64  # pixels a side: such steps are recorded unasked; with larger images a GPU is busy anyway; chosen by us
 
 
 class Graph(Protocol):
@@ -123,9 +129,42 @@ class Recording:
             with self.context.aside() as self._left, recordable(self.optimizer, self._rate):
                 self.graph.record(partial(self.act, self._static), self._streams)
             self.recorded = True
+            apart = self._apart(rows)
+            if not apart <= APART:
+                raise RuntimeError(
+                    f"a replay changes the weights otherwise than the step itself, by {apart:.0%} of that"
+                )
         except RuntimeError as error:
-            self.failed = True
+            self.recorded, self.failed = False, True
             self.say(f"warning: steps are not recorded, which is slower and else the same: {first_line(error)}")
+
+    def _apart(self, rows: Rows) -> float:
+        """How far from where the step itself leads a replay leads, in weights; afterwards all is as it was."""
+        weights = [weight for weight in self.context.student.parameters() if weight.is_floating_point()]
+        tensors, states = self._changing(), [stream.get_state() for stream in self._streams]
+        kept = [tensor.detach().clone() for tensor in tensors]
+
+        def led_to(step: Callable[[Rows], None]) -> Tensor:
+            with self.context.aside(), global_draws_forgotten():
+                step(rows)
+            with torch.no_grad():
+                found = _flat(weights)
+                for tensor, before in zip(tensors, kept, strict=True):
+                    tensor.copy_(before)
+            for stream, state in zip(self._streams, states, strict=True):
+                stream.set_state(state)
+            return found
+
+        start, by_step, by_replay = _flat(weights), led_to(self.act), led_to(self._replay)
+        return (
+            0.0 if torch.equal(by_step, by_replay) else float((by_replay - by_step).norm() / (by_step - start).norm())
+        )
+
+    def _changing(self) -> list[Tensor]:
+        """What a step writes to: student, optimiser, scale of the loss."""
+        student, states = self.context.student, self.optimizer.state.values()
+        of_optimizer = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return [*student.parameters(), *student.buffers(), *of_optimizer, *self.context.scaler.tensors()]
 
     def _replay(self, rows: Rows) -> None:
         for name, values in rows.items():
@@ -151,6 +190,10 @@ def recordable(optimizer: torch.optim.Optimizer, rate: Tensor) -> Iterator[None]
             group.update(before)
 
 
+def _flat(weights: Sequence[Tensor]) -> Tensor:
+    return torch.cat([weight.detach().flatten().float() for weight in weights])
+
+
 def _form(rows: Rows) -> dict[str, Any]:
     return {name: (values.shape, values.dtype) for name, values in rows.items()}
 
@@ -161,4 +204,4 @@ def obstacle_to_recording(compute: Compute) -> str:
         return f"CUDA graphs are not for {compute.device.type}"
     if processes.size() > 1:
         return "gradients of several processes are summed on the way"
-    return "fp16 asks at every step whether there was an overflow" if compute.scales else ""
+    return ""

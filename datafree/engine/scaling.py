@@ -24,6 +24,10 @@ class Scaler(torch.amp.GradScaler):
     def __init__(self, compute: Compute):
         super().__init__(compute.device.type, enabled=compute.scales)
 
+    def tensors(self) -> list[Tensor]:
+        """What :meth:`update` changes, once a loss was scaled."""
+        return [self._scale, self._growth_tracker] if self.is_enabled() else []
+
     @torch.no_grad()
     def unscale(self, parameters: Sequence[Tensor]) -> None:
         """Divides gradients, left by a scaled loss, by the scale; after an overflow in any process they are all 0.
