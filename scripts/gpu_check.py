@@ -104,10 +104,13 @@ def driver() -> str:
 
 
 class Reports:
-    """A plugin of pytest: keeps the outcome of each test as it comes."""
+    """A plugin of pytest: keeps which tests there are, and the outcome of each as it comes."""
 
     def __init__(self, task: Task):
         self.task, self.tests = task, []
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        self.task.keep(collected=[item.nodeid for item in session.items])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or not report.passed:
@@ -131,16 +134,17 @@ class Reports:
         self.task.keep(tests=self.tests)
 
 
-def tests(task: Task) -> None:
-    """Those marked gpu, in this process, without plugins that other tests may want."""
+def tests(task: Task, marked: str) -> None:
+    """Those of that mark, in this process, without plugins that other tests may want."""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ.pop("PYTEST_ADDOPTS", None)
     import pytest
 
     os.chdir(ROOT)
     files = [str(file) for file in sorted(Path("tests").glob("test_*.py")) if "mark.gpu" in file.read_text("utf-8")]
-    task.keep(tests=[], status=None)
-    line = ["-q", "-p", "no:cacheprovider", "-m", "gpu", "--continue-on-collection-errors", *files]
+    files.sort(key=lambda file: "test_sync" not in file)  # what a target asks for comes first
+    task.keep(tests=[], collected=[], status=None)
+    line = ["-q", "-p", "no:cacheprovider", "-m", marked, "--continue-on-collection-errors", *files]
     task.keep(status=int(pytest.main(line, plugins=[Reports(task)])))
 
 
@@ -187,7 +191,7 @@ def run(task: Task) -> None:
 
 
 def run_flags(options: Namespace, small: bool) -> list[str]:
-    """Of main.py. Eager: a short run is over before compiling has paid."""
+    """Of main.py. Networks eager: a short run is over before compiling has paid."""
     where = ["--device", "cpu"] if small else ["--device", "cuda", "--no_compile"]
     if options.data is None:
         return [*where, *(SMALL_RUN if small else ())]
@@ -214,17 +218,18 @@ class Part:
 WRN, RESNET = ("wrn40_2", "wrn16_1"), ("resnet34", "resnet18")
 PARTS = [  # what says most comes first
     Part("machine", machine, 5, 60),
-    Part("tests", tests, 15, 180),
+    Part("tests", partial(tests, marked="gpu and not slow"), 15, 120),
     Part("wrn", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=False), 20, 75),
     Part("wrn_graph", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=False, step="graph"), 20, 75),
     Part("resnet", partial(benchmark, teacher=RESNET[0], student=RESNET[1], compiled=False), 20, 75),
-    Part("wrn_compiled", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=True), 40, 200),
-    Part("run", run, 40, 200),
-    Part("resnet_compiled", partial(benchmark, teacher=RESNET[0], student=RESNET[1], compiled=True), 40, 200),
+    Part("run", run, 40, 150),
+    Part("wrn_compiled", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=True), 40, 150),
+    Part("resnet_compiled", partial(benchmark, teacher=RESNET[0], student=RESNET[1], compiled=True), 40, 150),
+    Part("tests_slow", partial(tests, marked="gpu and slow"), 15, 600),  # of whatever time is left
 ]
 SMALL_PARTS = [
     Part("machine", machine, 5, 60),
-    Part("tests", tests, 5, 120),
+    Part("tests", partial(tests, marked="gpu"), 5, 120),
     Part("small", partial(benchmark, teacher="resnet20", student="resnet8", compiled=False), 5, 120),
     Part("run", run, 5, 120),
 ]

@@ -15,6 +15,7 @@ from typing import Any
 
 EPOCHS, STEPS, ITERATIONS, TEST_IMAGES = 420, 400, 10, 10_000  # of a run on CIFAR; ITERATIONS once an epoch
 BENCHMARKS = ("wrn", "wrn_graph", "wrn_compiled", "resnet", "resnet_compiled", "small")  # parts
+TESTS = ("tests", "tests_slow")  # parts
 DO_NOT_WAIT = "do(es)?_not_synchronise"  # names of the tests in which PyTorch refuses to wait for the GPU
 Found = Mapping[str, Any]
 
@@ -60,18 +61,19 @@ def minutes_of_the_estimate(found: Found, part: str) -> float | None:
 
 
 def synchronising(found: Found, part: str) -> float | None:
-    """How many tests found that an epoch's work waits for the GPU; None where none could look."""
-    outcomes = [
-        each["outcome"] for each in of_part(found, part).get("tests", []) if re.search(DO_NOT_WAIT, each["test"])
-    ]
-    looked = [outcome for outcome in outcomes if outcome != "skipped"]
-    return float(looked.count("failed")) if looked else None
+    """How many tests found that an epoch's work waits for the GPU; None where one of them could not look."""
+    about = of_part(found, part)
+    outcomes = {each["test"]: each for each in about.get("tests", [])}
+    names = [test for test in about.get("collected", ()) if re.search(DO_NOT_WAIT, test)]
+    waits = [name for name in names if "synchronizing" in " ".join(outcomes.get(name, {}).get("trace", ()))]
+    passed = [name for name in names if outcomes.get(name, {}).get("outcome") == "passed"]
+    return float(len(waits)) if names and (waits or len(passed) == len(names)) else None
 
 
 WRN = ("wrn", "wrn_graph", "wrn_compiled")
 TARGETS = (
     Target(
-        "wrn40_2 > wrn16_1: a distillation step over its eager fp32 floor",
+        "wrn40_2 > wrn16_1: a distillation step over its eager fp32 floor, TF32 in its products",
         *(WRN, of_benchmark("ratios", "kd/floor_kd"), 0.25),
     ),
     Target(
@@ -86,6 +88,11 @@ TARGETS = (
 def of_part(found: Found, name: str) -> dict[str, Any]:
     """What a part found; empty where it did not."""
     return found["parts"].get(name, {}).get("found", {})
+
+
+def all_tests(found: Found) -> list[dict[str, Any]]:
+    """Their outcomes, of both parts."""
+    return [each for part in TESTS for each in of_part(found, part).get("tests", [])]
 
 
 def benchmarks(found: Found) -> dict[str, Found]:
@@ -140,13 +147,20 @@ def parts(found: Found) -> list[str]:
 
 
 def tests(found: Found) -> list[str]:
-    outcomes = of_part(found, "tests").get("tests", [])
+    outcomes = all_tests(found)
+    left = [
+        test.removeprefix("tests/")
+        for part in TESTS
+        for test in of_part(found, part).get("collected", ())
+        if test not in {each["test"] for each in outcomes}
+    ]
     counts = Counter(each["outcome"] for each in outcomes)
     said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none was run"
     reasons = Counter(each["said"] for each in outcomes if each["outcome"] == "skipped")
     rows = [(t["test"].removeprefix("tests/"), t["outcome"], t["seconds"], t["said"]) for t in outcomes]
     shown = [row for row in rows if row[1] != "skipped"]
     lines = ["", "## Tests marked gpu", "", f"{said}.", *(f"- {n} skipped: {why}" for why, n in reasons.items())]
+    lines += [f"- {len(left)} not reached: {', '.join(left)}"] if left else []
     return [*lines, "", *(table(("test", "outcome", "s", "said"), shown) if shown else [])]
 
 
@@ -237,7 +251,7 @@ def run(found: Found) -> list[str]:
 
 def failures(found: Found) -> list[str]:
     """The last lines of what failed tests, and parts that did not come to their end, have said."""
-    said = {each["test"]: each["trace"] for each in of_part(found, "tests").get("tests", []) if each.get("trace")}
+    said = {each["test"]: each["trace"] for each in all_tests(found) if each.get("trace")}
     said |= {f"part {name}": each["said"] for name, each in found["parts"].items() if each.get("said")}
     return [line for name, lines in said.items() for line in ("", f"## {name}", "", "```", *lines, "```")]
 

@@ -75,16 +75,24 @@ def test_the_paper_s_length_is_judged_in_minutes():
 @pytest.mark.parametrize(
     ("outcomes", "verdict"),
     [
-        (["passed", "passed", "skipped"], "met"),
-        (["passed", "failed", "failed"], "**missed** by 2.000"),
+        (["passed", "passed"], "met"),
+        (["passed", "waits", "waits"], "**missed** by 2.000"),
+        (["waits", "not reached"], "**missed** by 1.000"),
+        (["passed", "not reached"], "not measured"),
+        (["passed", "failed"], "not measured"),  # before it could look
         (["skipped", "skipped"], "not measured"),
+        ([], "not measured"),
     ],
 )
 def test_waiting_within_an_epoch_is_judged_by_the_tests_that_look_for_it(outcomes, verdict):
-    names = ["test_sync.py::test_a_round_on_a_gpu_does_not_synchronise[soft]"] * len(outcomes)
-    tests = [{"test": name, "outcome": outcome} for name, outcome in zip(names, outcomes, strict=True)]
-    elsewhere = {"test": "test_gpu.py::test_memory_does_not_grow", "outcome": "failed"}
-    assert verdicts(tests={"tests": [elsewhere, *tests]})["tests"] == [verdict]
+    names = [f"test_sync.py::test_a_round_on_a_gpu_does_not_synchronise[{i}]" for i in range(len(outcomes))]
+    elsewhere = {"test": "test_gpu.py::test_memory_does_not_grow", "outcome": "failed", "trace": ["E  synchronizing"]}
+    tests, trace = [elsewhere], ["E  RuntimeError: called a synchronizing CUDA operation"]
+    for name, outcome in zip(names, outcomes, strict=True):
+        if outcome != "not reached":
+            failed = "failed" if outcome == "waits" else outcome
+            tests.append({"test": name, "outcome": failed, "trace": trace if outcome == "waits" else ["E  1 == 2"]})
+    assert verdicts(tests={"tests": tests, "collected": [elsewhere["test"], *names]})["tests"] == [verdict]
 
 
 def test_some_test_looks_for_waiting_in_both_files():
@@ -112,9 +120,11 @@ def test_the_page_can_be_made_of_whatever_there_is():
         }
         for outcome in ("passed", "skipped", "failed")
     ]
-    whole = found_of(wrn=a_benchmark() | {"floor_kd_without_tf32": 20.0}, tests={"tests": tests})
+    about = {"tests": tests, "collected": ["tests/t.py::a", "tests/t.py::b"]}
+    whole = found_of(wrn=a_benchmark() | {"floor_kd_without_tf32": 20.0}, tests=about)
     pages = [gpu_page.page(found | gpu_page.conclusions(found)) for found in (nothing, late, whole)]
     assert all("not measured" in page for page in pages) and "# GPU check: A card" in pages[1]
+    assert "- 1 not reached: t.py::b\n" in pages[2]
     assert "1 failed, 1 passed, 1 skipped" in pages[2] and "| t.py::a | failed | 1.0 | no \\| GPU |" in pages[2]
     assert "| over its floor (kd) | 0.200 |" in pages[2] and "| over the floor (kd) without TF32 | 0.100 |" in pages[2]
     assert "## part tests\n\n```\na | b\n```" in pages[1] and "## tests/t.py::a\n\n```\n> x\n```" in pages[2]
