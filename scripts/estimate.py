@@ -11,9 +11,10 @@ a run = the pieces, as the loop makes them, summed as a budget is (datafree/runs
 hours = FLOPs / (rate * share) + bytes of gradients between GPUs / their speed, one after the other
 
 Flags that are not its own are main.py's, which checks them. Nothing is trained: weights and images are random. The rate
-and the share of it are given; gpu_check.py measures both on a card.
+and the share of it are given, or are what gpu_check.py measured on a card (--measured).
 """
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ import torch
 from benchmark import filled_pool
 from counting import FEW, MORE, Counts, Line, counted, size
 from floors import Measure
-from gpu_page import table
+from gpu_page import benchmarks, table
 from torch import Tensor, nn
 
 import registry
@@ -71,6 +72,12 @@ def parsed(argv: Sequence[str]) -> tuple[Namespace, Namespace]:
     parser.add_argument(
         "--share", type=positive, nargs="+", default=[0.1, 0.2, 0.35], metavar="SHARE", help="of it that is reached"
     )
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="gpu_check.json: the rate and the shares of its benchmarks instead",
+    )
     parser.add_argument("--bandwidth", type=positive, default=3.35, metavar="TB/S", help="of a GPU's memory")
     parser.add_argument("--launch", type=positive, default=5.0, metavar="US", help="to start an operation, eager")
     parser.add_argument("--gpus", type=number(int, 1), nargs="+", default=[1, 8], metavar="N", help="a column each")
@@ -78,6 +85,8 @@ def parsed(argv: Sequence[str]) -> tuple[Namespace, Namespace]:
     parser.add_argument("--gpu_memory", type=positive, default=80.0, metavar="GIB", help="of a GPU")
     parser.add_argument("--test_images", type=number(int, 0), default=50_000, metavar="N", help="evaluated on")
     options, line = parser.parse_known_args(argv)
+    if options.measured is not None:
+        options.tflops, options.share = measured_rate(options.measured)
     named = any(word.split("=")[0] == "--dataset" for word in line)
     values = command_line(line if named else [*IMAGENET, *line])[1]
     if values.method != "aeahl_rg":
@@ -88,6 +97,21 @@ def parsed(argv: Sequence[str]) -> tuple[Namespace, Namespace]:
         if getattr(values, name) % gpus:
             raise UserError(f"--{name} {getattr(values, name)} is of all {gpus} GPUs", "give a multiple")
     return options, values
+
+
+def measured_rate(path: Path) -> tuple[float, list[float]]:
+    """The largest matrix product rate in TFLOP/s, and which shares of it distillation steps reach there.
+
+    Raises UserError where the file is none of gpu_check.py's, or has no benchmark.
+    """
+    try:
+        found = benchmarks(json.loads(path.read_text(encoding="utf-8"))).values()
+        rate = max(each["matmul_tflops"] for each in found)
+        shares = {each["share_of_matmul_rate"]["kd"] * each["matmul_tflops"] / rate for each in found}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{path} tells no rate: {type(error).__name__}"
+        raise UserError(what, "name a gpu_check.json with a benchmark, or give --tflops") from None
+    return rate, sorted(shares)
 
 
 def job_of(values: Namespace) -> Job:

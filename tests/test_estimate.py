@@ -1,5 +1,6 @@
 """The estimate of runs on GPUs: counts of few images say what many do, and sums are those written out by hand."""
 
+import json
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -162,6 +163,24 @@ def test_it_prints_tables_with_a_column_for_each_number_of_gpus(soft, monkeypatc
 )
 def test_what_cannot_be_estimated_is_said_in_one_line(line, words):
     assert words in error_of(line, SimpleNamespace(main=program.main))
+
+
+def test_rate_and_shares_are_those_that_were_measured_where_a_file_says_so(tmp_path):
+    file = tmp_path / "gpu_check.json"
+    told = {"wrn": (600.0, 0.1), "resnet": (800.0, 0.4), "machine": None}
+    parts = {
+        name: {
+            "found": {"seconds": {}, "matmul_tflops": each[0], "share_of_matmul_rate": {"kd": each[1]}} if each else {}
+        }
+        for name, each in told.items()
+    }
+    file.write_text(json.dumps({"parts": parts}))
+    options, _ = program.parsed([*FLAGS, "--measured", str(file)])
+    assert options.tflops == 800 and options.share == pytest.approx([0.1 * 600 / 800, 0.4])
+    for content in ('{"parts": {}}', "[1]", "no JSON"):
+        file.write_text(content)
+        with user_error("tells no rate", "gpu_check.json"):
+            program.parsed([*FLAGS, "--measured", str(file)])
 
 
 def test_without_a_data_set_it_is_the_papers_imagenet(monkeypatch):

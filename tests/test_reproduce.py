@@ -1,12 +1,13 @@
 """The plan of the paper's figure, and the same plan run to its end on digits."""
 
+import os
 import re
 
 import launching
 import pytest
 import torch
 from conftest import ROOT, user_error
-from programs import SMALL, run, script
+from programs import SMALL, json_of, run, script
 from task import Ended
 
 import main
@@ -99,6 +100,20 @@ def test_the_plan_runs_on_digits_in_order_and_once_and_ends_in_the_table(reprodu
     assert len(written) > 8 * 10 and before == [file.stat().st_mtime_ns for file in written]
     reproduce("--dry_run")
     assert "8 runs, 8 of them complete" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_local_executor_starts_programs_two_at_a_time(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    line = ["--datasets", "digits", *PAIRS[:4], "--seeds", "0", "--run_root", str(tmp_path), TINY, "--jobs", "2"]
+    script("reproduce").main(line)
+    status = {folder.name: json_of(folder / "status.json") for folder in tmp_path.glob("*-s0")}
+    assert len(status) == 4 and {each["state"] for each in status.values()} == {"finished"}
+    assert len({os.getpid(), *(each["process"] for each in status.values())}) == 5
+    assert "| digits | resnet20 > resnet8 |" in capsys.readouterr().out
+    script("reproduce").main([*line, "--dry_run"])
+    assert "4 runs, 4 of them complete" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -193,14 +193,18 @@ def distillation():
         see_whole_batch(student)
         context = small_context(student=student)
         learner = Student(context, config, STEPS)
-        learner.learn(Given(images), Soft(context, Soft.Config()), STEPS)
-        return [weight.detach() for weight in student.parameters()]
+        targets, gradients = Soft(context, Soft.Config()), []
+        for part in images.split(len(images) // STEPS):
+            learner.learn(Given(part), targets, 1)
+            gradients.append([weight.grad.clone() for weight in student.parameters()])
+        return [weight.detach() for weight in student.parameters()], gradients[0]
 
     config = Student.Config(batch_size=2 * B, lr=0.05)
-    ours, theirs = learnt(own, config.share()), alone(learnt, whole, config)
+    (ours, gradient), (theirs, expected) = learnt(own, config.share()), alone(learnt, whole, config)
     flat = torch.cat([value.flatten() for value in ours])
     other = processes.agreed(flat)
-    return {"student": distance(ours, theirs), "apart": (flat - other).abs().max().item()}
+    apart = (flat - other).abs().max().item()
+    return {"student": distance(ours, theirs), "gradient": distance(gradient, expected), "apart": apart}
 
 
 def training():
