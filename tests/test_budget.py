@@ -1,16 +1,19 @@
 """Plans by a budget: against counting by hand, without a trace in the run, kept by a resumption."""
 
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 from conftest import FP32, user_error
-from programs import FOLDER, OF_RESNET8, QUICK, at_epoch, error_of, few_digits, finished, json_of, run  # noqa: F401
+from programs import FOLDER, OF_RESNET8, QUICK, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
+from test_every_method import NO_TEACHER, folder_in, line
 
 from datafree.engine.costs import Costs
 from datafree.runs import budget
 from datafree.runs.budget import Prices, Trial, planned
 from datafree.runs.snapshot import Snapshot
+from registry import METHODS
 from scripts.kill_test import differences
 
 PRICES = Prices(warmup=2, synthesis=3, step=0.5, evaluation=7, once=11, saving=0.25)
@@ -100,6 +103,18 @@ def test_a_plan_by_teacher_passes_is_kept_to_the_pass_and_leaves_no_trace_in_the
     summary = json_of(paths[0] / "summary.json")
     assert (summary["epochs"], summary["budget"], summary["budget_spent"]) == (epochs, amount, spent)
     assert all("budget" in line or "planning" in line for line in differences(*paths))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NO_TEACHER])
+def test_a_budget_of_passes_is_used_up_by_every_method_but_for_less_than_an_epoch(name, tmp_path, few_digits):  # noqa: F811
+    amount = 200
+    finished([*line(name), "--budget_teacher_passes", amount, "--run_root", tmp_path])
+    summary, rows = (folder_in(tmp_path) / each for each in ("summary.json", "metrics.csv"))
+    passes = [float(row["teacher_passes"] or 0) for row in rows_of(rows.parent)]
+    spent = json_of(summary)["budget_spent"]
+    most = max(after - before for before, after in pairwise([0, *passes]))
+    assert spent <= amount < spent + most + 1, (passes, spent)
 
 
 @pytest.mark.slow
