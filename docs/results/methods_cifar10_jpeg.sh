@@ -8,7 +8,9 @@
 # which is Adam's); rounds of 150 steps; what leaves time for several rounds: fewer iterations a round and smaller batches
 # of images (nayer 250 and 1 + 2 warm-up loops, cmi 128 with 1,024 negatives and lr_g 2e-3, deepinversion 128); a slimmer
 # generator where it makes every batch of the student's. --epochs counts for the share of warm-up alone. Other values are
-# published ones: of the methods' own code, of dafl, dfq and mad those of CMI's and Fast-Datafree's comparison.
+# published ones: of the methods' own code, of dafl, dfq and mad those of CMI's and Fast-Datafree's comparison, but for the
+# generator's output and mode (docs/methods.md; there a sigmoid, and eval mode while the student learns) and dfq's
+# Nesterov momentum and cosine of lr_g, which are of da2so's code.
 set -euo pipefail
 exec python scripts/compare_methods.py --name methods_cifar10_jpeg --budget_seconds 300 \
     --dataset "imagefolder:$1" --teacher_path "$2" --teacher resnet20 --student resnet8 \
