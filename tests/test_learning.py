@@ -8,11 +8,13 @@ from programs import finished, json_of
 import registry
 import train_scratch
 
-FIRST = ["--epochs", "9", "--warmup", "1"]
-SECOND = ["--teacher", "wrn16_1", "--epochs", "5", "--warmup", "1", "--kd_steps", "40"]
+STUDENT = ["--student", "lenet5_bn"]
+FIRST = ["--epochs", "6", "--warmup", "1"]
+SECOND = [*STUDENT, "--teacher", "wrn16_1", "--epochs", "3", "--warmup", "1", "--kd_steps", "60"]
 
+TEACHER = "--dataset digits --model lenet5_bn --epochs 12 --batch_size 64 --optimizer adam --lr 2e-3 --weight_decay 0"
 CONVNEXT = "timm:convnext_atto,depths=(1,1,1,1),dims=(16,32,64,128),patch_size=2"
-TRAIN = "--dataset digits --epochs 15 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
+TRAIN = "--dataset digits --epochs 8 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
 
 pytestmark = pytest.mark.slow
 
@@ -24,38 +26,47 @@ def column(folder, name):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
+def networks(tmp_path_factory):
+    """Flags of a small teacher, trained here, and of its student."""
+    folder = tmp_path_factory.mktemp("teacher")
+    file = folder / "lenet5_bn.pth"
+    finished([*TEACHER.split(), "--output", file, "--run_root", folder], train_scratch)
+    return [*STUDENT, "--teacher", "lenet5_bn", "--teacher_path", file]
+
+
+@pytest.fixture(scope="module")
+def first(networks, tmp_path_factory):
     """The folder of a short run in mode anew."""
     run_root = tmp_path_factory.mktemp("learning")
-    finished([*FIRST, "--run_root", run_root])
-    return run_root / "anew-digits-resnet20-resnet8"
+    finished([*FIRST, *networks, "--run_root", run_root])
+    return run_root / "anew-digits-lenet5_bn-lenet5_bn"
 
 
 def test_a_student_that_never_saw_a_digit_learns_to_read_them(first):
-    assert column(first, "accuracy")[-1] > 50  # chance is 10
+    assert column(first, "accuracy")[-1] > 50  # chance is 10; 76, 81 and 68 with seeds 0, 1 and 2
 
 
 SHORT = {  # method: flags
-    "fast_meta": "--epochs 6 --warmup 1",
-    "fast": "--epochs 6 --warmup 1",
-    "nayer": "--epochs 5 --warmup 1",
-    "cmi": "--epochs 2",
-    "deepinversion": "--epochs 2",
-    "dafl": "--epochs 3",
-    "zskt": "--epochs 3",
-    "dfad": "--epochs 4 --batch_size 32 --ep_steps 250",
-    "dfq": "--epochs 4",
-    "mad": "--epochs 4",
-    "kd": "--epochs 3",
-    "scratch": "--epochs 3",
+    "fast_meta": "--epochs 3 --warmup 1",
+    "fast": "--epochs 3 --warmup 1",
+    "nayer": "--epochs 2 --warmup 1",
+    "cmi": "--epochs 1",
+    "deepinversion": "--epochs 2 --adi 1",
+    "dafl": "--epochs 1",
+    "zskt": "--epochs 2",
+    "dfad": "--epochs 2",
+    "dfq": "--epochs 2",
+    "mad": "--epochs 2",
+    "kd": "--epochs 1",
+    "scratch": "--epochs 1",
 }
 
 
 @pytest.mark.parametrize("method", SHORT)
-def test_a_student_of_every_other_method_learns_too(method, tmp_path):
-    finished(["--method", method, *SHORT[method].split(), "--run_root", tmp_path])
+def test_a_student_of_every_other_method_learns_too(method, networks, tmp_path):
+    finished(["--method", method, *SHORT[method].split(), *networks, "--run_root", tmp_path])
     (folder,) = tmp_path.iterdir()
-    assert column(folder, "accuracy")[-1] > 30  # chance is 10
+    assert column(folder, "accuracy")[-1] > 40  # chance is 10; seeds 0 to 2 gave 63 (dfad) to 97
 
 
 def test_every_method_but_aeahl_rg_and_noise_is_tried():
@@ -67,7 +78,7 @@ def test_a_reused_generator_reaches_a_loss_and_an_accuracy_sooner_than_a_new_one
     reuse = ["--reuse_generator_path", first / "gan_reuse.pth", "--reuse_decoder_path", first / "decoder.pth"]
     finished([*SECOND, "--run_root", run_root])
     finished([*SECOND, "--run_root", run_root, "--mode", "reuse_common", *reuse])
-    anew, reused = (run_root / f"{mode}-digits-wrn16_1-resnet8" for mode in ("anew", "reuse_common"))
+    anew, reused = (run_root / f"{mode}-digits-wrn16_1-lenet5_bn" for mode in ("anew", "reuse_common"))
     losses = column(anew, "loss_generator"), column(reused, "loss_generator")
     assert losses[1][1] < losses[0][-1]  # in its second epoch where the new one is not in its last
     assert column(reused, "accuracy")[-1] > column(anew, "accuracy")[-1] + 25
@@ -77,8 +88,9 @@ def test_a_student_of_a_teacher_without_batch_norm_learns_to_read_digits_too(tmp
     pytest.importorskip("timm")
     file, networks = tmp_path / "teacher.pth", ["--run_root", tmp_path, "--precision", "fp32"]
     finished([*TRAIN.split(), "--model", CONVNEXT, "--output", file, *networks], train_scratch)
-    log = finished([*FIRST, "--teacher", CONVNEXT, "--teacher_path", file, "--tag", "student", *networks])
+    short = ["--epochs", "3", "--warmup", "1", *STUDENT, "--tag", "student"]
+    log = finished([*short, "--teacher", CONVNEXT, "--teacher_path", file, *networks])
     assert "the teacher has no BatchNorm statistics" in log
     (folder,) = tmp_path.glob("anew-*-student")
     assert json_of(folder / "summary.json")["accuracy_teacher"] > 90
-    assert column(folder, "accuracy")[-1] > 20  # chance is 10; 41, 32 and 67 with seeds 0, 1 and 2
+    assert column(folder, "accuracy")[-1] > 25  # chance is 10; 73, 51 and 51 with seeds 0, 1 and 2
