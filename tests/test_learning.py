@@ -14,7 +14,7 @@ SECOND = [*STUDENT, "--teacher", "wrn16_1", "--epochs", "3", "--warmup", "1", "-
 
 TEACHER = "--dataset digits --model lenet5_bn --epochs 12 --batch_size 64 --optimizer adam --lr 2e-3 --weight_decay 0"
 CONVNEXT = "timm:convnext_atto,depths=(1,1,1,1),dims=(16,32,64,128),patch_size=2"
-TRAIN = "--dataset digits --epochs 8 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
+TRAIN = "--dataset digits --epochs 10 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
 
 pytestmark = pytest.mark.slow
 
