@@ -218,7 +218,7 @@ class Part:
 WRN, RESNET = ("wrn40_2", "wrn16_1"), ("resnet34", "resnet18")
 PARTS = [  # what says most comes first
     Part("machine", machine, 5, 60),
-    Part("tests", partial(tests, marked="gpu and not slow"), 15, 120),
+    Part("tests", partial(tests, marked="gpu and not slow"), 15, 150),
     Part("wrn", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=False), 20, 75),
     Part("wrn_graph", partial(benchmark, teacher=WRN[0], student=WRN[1], compiled=False, step="graph"), 20, 75),
     Part("resnet", partial(benchmark, teacher=RESNET[0], student=RESNET[1], compiled=False), 20, 75),

@@ -150,7 +150,7 @@ def test_the_pool_is_made_for_what_the_loops_give(tmp_path):
     subject = method()
     assert subject.images_a_round == 3 * B and subject.images_in(rounds=10, warmup=4) == (4 * 3 + 6 * 2) * B
     length = {"epochs": 4, "warmup": 1, "ep_steps": 4}  # of two rounds each
-    job = prepared({"method": Nayer, "loops": 2, "warmup_loops": 3, **length}, FP32, tmp_path)
+    job = prepared({"method": "nayer", "loops": 2, "warmup_loops": 3, **length}, FP32, tmp_path)
     assert job.pool.capacity == 8 * (2 * 3 + 6 * 2) and job.context.rounds == 8
 
 

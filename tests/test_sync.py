@@ -108,10 +108,11 @@ def test_the_guard_notices_a_reading(read, no_reading):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(("what", "precision"), [*((what, "auto") for what in FLAGS), ("attack", "fp16")])
 def test_a_round_on_a_gpu_does_not_synchronise(what, precision, tmp_path):
-    job = prepared(FLAGS[what], choose("cuda", precision), tmp_path)
+    job = prepared(FLAGS[what] | {"epochs": 4}, choose("cuda", precision), tmp_path)
     if job.pool is not None:
         assert job.pool.draws.device.type == job.pool.storage["images"].device.type == "cuda"
-    a_round(job)  # memory is set aside, kernels are chosen
+    for _ in range(3):  # memory is set aside, kernels are chosen, steps recorded
+        a_round(job)
     torch.cuda.set_sync_debug_mode("error")
     try:
         a_round(job)

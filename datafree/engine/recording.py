@@ -106,6 +106,7 @@ class Recording:
         self.context, self.optimizer, self.graph, self.act, self.say = context, optimizer, graph, act, say
         self.warm, self.recorded, self.failed = 0, False, False
         self._static: Rows = {}
+        self._rate = torch.empty((), device=context.compute.device)
         self._streams: list[torch.Generator] = []  # that the step draws from
 
     def __call__(self, rows: Rows) -> None:
@@ -113,27 +114,37 @@ class Recording:
         if self.warm < WARM_UP:
             self.warm += 1
             with self.graph.warming_up():
-                self._streams = self.context.streams.drawn_from(partial(self.act, rows))
+                self._streams = self.context.streams.drawn_from(partial(self._step, rows))
             return
         if not (self.recorded or self.failed):
             self._record(rows)
         if self.recorded and _form(rows) == _form(self._static):
             self._replay(rows)
         else:
+            self._step(rows)
+
+    def _step(self, rows: Rows) -> None:
+        """As it is, but for the rate, which it reads where a replay does: it is the same step to the bit."""
+        with self._given_rate():
             self.act(rows)
+
+    @contextmanager
+    def _given_rate(self) -> Iterator[None]:
+        """Within, the optimiser's rate is a tensor, which has the value of now."""
+        (group,) = self.optimizer.param_groups
+        self._rate.fill_(group["lr"])
+        with recordable(self.optimizer, self._rate):
+            yield
 
     def _record(self, rows: Rows) -> None:
         self._static = {name: values.clone() for name, values in rows.items()}
-        self._rate = torch.empty((), device=self.context.compute.device)
         try:
-            with self.context.aside() as self._left, recordable(self.optimizer, self._rate):
+            with self.context.aside() as self._left, self._given_rate():
                 self.graph.record(partial(self.act, self._static), self._streams)
             self.recorded = True
             apart = self._apart(rows)
             if not apart <= APART:
-                raise RuntimeError(
-                    f"a replay changes the weights otherwise than the step itself, by {apart:.0%} of that"
-                )
+                raise RuntimeError(f"a replay changes weights otherwise than the step itself, by {apart:.0%} of that")
         except RuntimeError as error:
             self.recorded, self.failed = False, True
             self.say(f"warning: steps are not recorded, which is slower and else the same: {first_line(error)}")
@@ -155,10 +166,10 @@ class Recording:
                 stream.set_state(state)
             return found
 
-        start, by_step, by_replay = _flat(weights), led_to(self.act), led_to(self._replay)
-        return (
-            0.0 if torch.equal(by_step, by_replay) else float((by_replay - by_step).norm() / (by_step - start).norm())
-        )
+        start, by_step, by_replay = _flat(weights), led_to(self._step), led_to(self._replay)
+        if torch.equal(by_step, by_replay):
+            return 0.0
+        return float((by_replay - by_step).norm() / (by_step - start).norm())
 
     def _changing(self) -> list[Tensor]:
         """What a step writes to: student, optimiser, scale of the loss."""
@@ -169,9 +180,8 @@ class Recording:
     def _replay(self, rows: Rows) -> None:
         for name, values in rows.items():
             self._static[name].copy_(values, non_blocking=True)
-        (group,) = self.optimizer.param_groups
-        self._rate.fill_(group["lr"])
-        self.graph.replay()
+        with self._given_rate():
+            self.graph.replay()
         self.context.take_in(Left(self._left.readings.copied(), self._left.counts))
 
 
