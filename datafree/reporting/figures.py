@@ -62,8 +62,7 @@ def draw_curve(metrics: pd.DataFrame, unit: str, columns: list[str], level: floa
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     label_axes(axes, unit)
     if not unit.startswith(columns[0]):  # which would name the only line
-        ncols = 2 if len(axes.get_lines()) > 3 else 3
-        figure.legend(loc="outside upper left", ncols=ncols, fontsize=9, frameon=False)
+        figure.legend(loc="outside upper left", ncols=2 if len(axes.get_lines()) > 3 else 3, fontsize=9, frameon=False)
     return figure
 
 

@@ -22,8 +22,7 @@ CELL = [*TASK, "method", "setting"]
 COLUMNS = [*CELL, "label", "seed", "run", "complete"]
 # What two runs of a cell may differ in: the seed, where files are, the machine.
 _FREE = "seed tag output program environment groups defaults format resume overwrite dry_run device data_root run_root "
-PLANNED = {"epochs", "warmup"}  # where there is a budget, which they follow from
-NOT_SETTINGS = set((_FREE + "download workers teacher_checksum").split())
+NOT_SETTINGS = set((_FREE + "download workers teacher_checksum step").split())
 
 
 def collect(runs: Iterable[FinishedRun]) -> tuple[pd.DataFrame, list[str]]:
@@ -53,8 +52,7 @@ def collect(runs: Iterable[FinishedRun]) -> tuple[pd.DataFrame, list[str]]:
     for row, counted in zip(frame.itertuples(), first, strict=True):
         where = f"{row.label} on {task_name(row.dataset, row.teacher, row.student)}, seed {row.seed}"
         if not row.complete:
-            rows = len(row.run.metrics)
-            notes.append(f"incomplete, not counted: {row.run.path} ({where}; rows of metrics.csv: {rows})")
+            notes.append(f"incomplete, not counted: {row.run.path} ({where}; epochs: {len(row.run.metrics)})")
         elif row.run is not counted:
             notes.append(f"warning: {where} was run twice and counts once: {counted.path}, not {row.run.path}")
     frame = frame.drop_duplicates([*CELL, "seed"]).drop(columns=["task", "distilled"]).reset_index(drop=True)
@@ -73,7 +71,7 @@ def settings(run: FinishedRun) -> dict[str, Any]:
     """What must be equal for two runs to be averaged; of a user's file its name, of reused files where from."""
     kept = {"method": "aeahl_rg"} | {name: value for name, value in run.config.items() if name not in NOT_SETTINGS}
     if run.config.get("budget_seconds") or run.config.get("budget_teacher_passes"):
-        kept = {name: value for name, value in kept.items() if name not in PLANNED}
+        kept = {name: value for name, value in kept.items() if name not in ("epochs", "warmup")}  # follow from it
     for name, value in kept.items():
         if (value and name == "teacher_path") or (isinstance(value, str) and ".py:" in value):
             kept[name] = Path(value).name

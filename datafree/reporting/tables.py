@@ -31,8 +31,7 @@ def accuracies(frame: pd.DataFrame, measure: str, published: bool = False) -> pd
         pair = " > ".join(filter(None, (teacher, student)))
         row = {"data set": dataset, "pair": pair, "teacher": teachers.get((dataset, teacher), "-")}
         for *_, label in methods:
-            trained = cells.get((dataset, "", student, label), "-")
-            row[label] = cells.get((dataset, teacher, student, label), trained)
+            row[label] = cells.get((dataset, teacher, student, label), cells.get((dataset, "", student, label), "-"))
         if published:
             others = PUBLISHED.reindex([(dataset, pair)]).iloc[0]
             row |= {f"published: {source}": mean_and_std([value]) for source, value in others.items()}
