@@ -84,7 +84,14 @@ def assert_same(found, expected, tolerance=0.0):
 
 @pytest.mark.parametrize(
     ("form", "compute"),
-    [*product(FORMS, (FP32, BF16)), *product(("soft", "attack at every step", "adam, clipped"), (FP16,))],
+    [
+        *product(FORMS, (FP32,)),
+        *(pytest.param(form, BF16, marks=pytest.mark.slow) for form in FORMS),
+        *(
+            pytest.param(form, FP16, marks=pytest.mark.slow)
+            for form in ("soft", "attack at every step", "adam, clipped")
+        ),
+    ],
     ids=str,
 )
 def test_replayed_steps_are_the_eager_ones(form, compute):
@@ -167,6 +174,7 @@ class Forgetful(CpuGraph):
         self.operations = [each for i, each in enumerate(self.operations) if (i + 1) % self.forgets]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgets", [1, 7])  # 1: does nothing
 @pytest.mark.parametrize("form", ["soft", "attack at every step", "adam, clipped"])
 def test_a_graph_that_does_something_else_is_found_out_and_steps_go_on_as_they_are(form, forgets):
@@ -182,6 +190,7 @@ def test_a_graph_that_does_something_else_is_found_out_and_steps_go_on_as_they_a
     assert not recording.recorded and recording.graph.replays == TRIED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dfad", "zskt", "kd", "noise"])
 def test_steps_on_what_a_method_makes_are_recorded_once_a_run(method, tmp_path):
     """Of methods without a pool, too."""

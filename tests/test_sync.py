@@ -79,6 +79,7 @@ def no_reading(monkeypatch):
     return NoReading()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "compute"), [*((what, FP32) for what in FLAGS), ("attack", FP16)])
 def test_a_round_reads_nothing_before_its_end(what, compute, tmp_path, monkeypatch, request):
     job = prepared(FLAGS[what], compute, tmp_path)
