@@ -60,7 +60,7 @@ def test_a_generators_batch_is_the_students_and_its_cosine_as_long_as_the_run_un
         context = context_of()
         context.rounds, context.warmup_rounds = 15, 6
         whole = method(name, context, g_steps=2).steps_to_anneal
-        assert whole == ((15 - 6) * 2 if name in ("zskt", "dfq") else 0)
+        assert whole == ((15 - 6) * 2 if name in ("zskt", "dfq", "mad") else 0)
         assert method(name, context, anneal_g=9).steps_to_anneal == 9
     assert values_of("dafl", synthesis_batch_size=4).synthesis_batch_size == 4
 

@@ -70,7 +70,7 @@ class Common(configuration.Config):
     anneal_g: int | None = knob(
         None,
         "generator steps over which lr_g falls to 0 along a cosine; 0: it stays (default: all but those of the "
-        "warm-up for zskt and dfq, else 0)",
+        "warm-up for zskt, dfq and mad, else 0)",
         low=0,
         unit="STEPS",
     )
@@ -358,6 +358,7 @@ class Mad(Adversarial):
     """As ZSKT, half of the images from a slow copy of the generator, against forgetting (Do et al. 2022)."""
 
     defaults = Adversarial.defaults | {"kd_steps": 5, "adam_betas": (0.5, 0.999)}
+    annealed = True
 
     @dataclass(frozen=True)
     class Config(Adversarial.Config):
