@@ -4,7 +4,7 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Job:
     remarks: list[str]  # for the log, from the look ahead
     planning_seconds: float = 0.0  # spent on a plan by budget
 
-    @cached_property  # the same one always: steps are recorded once a source
+    @property
     def source(self) -> Source:
         """Where the student's batches come from: the pool, or the method itself."""
         return self.pool if self.method.pooled else Fresh(self.method, self.context.costs)

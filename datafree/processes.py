@@ -8,7 +8,7 @@ the student's; batch sizes are of all of them. Each loss is the mean over the wh
     statistics of a batch                     of all shares, with their gradient  whole_moments, mean
 
 Networks that live by it are in engine/whole_batch.py. Alone, as most runs are, all of this gives back what it is given,
-and nothing of torch.distributed is called.
+and nothing of torch.distributed is called, but for the store in which torchrun's one process finds that it had begun.
 """
 
 import os
@@ -37,6 +37,7 @@ LAUNCHERS = (
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # of MVAPICH
 )
 SLURM_ALLOCATION = ("SLURM_NTASKS", "SLURM_PROCID")
+ELASTIC = "TORCHELASTIC_RUN_ID"  # torchrun's, which starts again what has failed
 OF_TORCHRUN = (*LAUNCHERS[0], "MASTER_ADDR", "MASTER_PORT")  # the latter: where its processes meet
 # In their common store: which has said what went wrong; what a later start has to know; how a start gets its name.
 FAILED, BEGUN, STOPPED, MEETING = (f"datafree/{name}" for name in ("failed", "begun", "stopped", "meeting"))
@@ -95,7 +96,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     batch_script = "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
     if "SLURM_STEP_NUM_TASKS" not in environment and not batch_script:
         launchers += (SLURM_ALLOCATION,)
-    elastic = "TORCHELASTIC_RUN_ID" in environment  # one process, too, may be started again then, or get company
+    elastic = ELASTIC in environment  # one process, too, may be started again then, or get company
     if environment.keys() >= {*OF_TORCHRUN} and (elastic or _started(*LAUNCHERS[0], environment)):
         _meet(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
         return
@@ -126,14 +127,14 @@ def _meet(rank: int, size: int) -> None:
     wait = timedelta(seconds=TIMEOUT)
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
     try:
-        _all_starts, _, _ = next(rendezvous("env://", rank, size, timeout=wait))
+        starts, _, _ = next(rendezvous("env://", rank, size, timeout=wait))
         if size > 1:
-            _store = distributed.PrefixStore(_this_start(_all_starts, rank, size), _all_starts)
+            _store = distributed.PrefixStore(_this_start(starts, rank, size), starts)
             distributed.init_process_group(backends, store=_store, rank=rank, world_size=size, timeout=wait)
     except (RuntimeError, ValueError, OSError) as error:  # DistNetworkError and others
         what = f"process {rank} of {size} does not find the others: {str(error).splitlines()[0]}"
         raise UserError(what, "see whether all were started, and MASTER_ADDR and MASTER_PORT can be reached") from None
-    _rank, _size = rank, size
+    _rank, _size, _all_starts = rank, size, starts
     _anew, had_to_stop = agreed([rank == 0 and _all_starts.check([key]) for key in (BEGUN, STOPPED)])
     if had_to_stop:
         raise UserError("the run was asked to stop, and has saved", "go on with --resume, in another job")
@@ -185,13 +186,13 @@ def _note(key: str) -> None:
 
 def leave() -> None:
     """Lets go of the others, at the end."""
-    global _rank, _size, _store, _all_starts
+    global _rank, _size, _anew, _store, _all_starts
     if _size > 1:
         from torch import distributed
 
         time.sleep(MOMENT)  # lets PyTorch's threads end: 2.6 was seen to wait below for good, for the GIL perhaps
         distributed.destroy_process_group()
-    _rank, _size, _store, _all_starts = 0, 1, None, None
+    _rank, _size, _anew, _store, _all_starts = 0, 1, False, None, None
 
 
 class ProcessLost(UserError):  # noqa: N818 (the house name)

@@ -86,6 +86,8 @@ def parsed(argv: Sequence[str]) -> tuple[Namespace, Namespace]:
     parser.add_argument("--test_images", type=number(int, 0), default=50_000, metavar="N", help="evaluated on")
     options, line = parser.parse_known_args(argv)
     if options.measured is not None:
+        if any(word.split("=")[0] in ("--tflops", "--share") for word in argv):
+            raise UserError("--measured gives the rate and the shares", "leave --tflops and --share out")
         options.tflops, options.share = measured_rate(options.measured)
     named = any(word.split("=")[0] == "--dataset" for word in line)
     values = command_line(line if named else [*IMAGENET, *line])[1]
@@ -105,7 +107,10 @@ def measured_rate(path: Path) -> tuple[float, list[float]]:
     Raises UserError where the file is none of gpu_check.py's, or has no benchmark.
     """
     try:
-        found = benchmarks(json.loads(path.read_text(encoding="utf-8"))).values()
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told.get("small"):
+            raise UserError(f"{path} is of a CPU", "name one that was made on a GPU")
+        found = benchmarks(told).values()
         rate = max(each["matmul_tflops"] for each in found)
         shares = {each["share_of_matmul_rate"]["kd"] * each["matmul_tflops"] / rate for each in found}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -192,12 +192,12 @@ class Trial:
     def interrupted(self, name: str, wanted: int, longest: float) -> tuple[Path, int]:
         """A run interrupted up to ``wanted`` times, each time after at most ``longest`` seconds, then finished."""
         root, argv, terminal = self.begin(name)
-        hits, status = 0, None
+        before, status = self.hits, None
         while status != 0:
             command = self.command(root, argv, first=status is None)
             terminal.write_text("")  # of this start alone
             pids = start(self.program, command, terminal, self.processes)
-            if hits < wanted:
+            if self.hits - before < wanted:
                 time.sleep(self.moments.uniform(0, longest))
                 for process in self.targets:
                     os.kill(pids[process], self.number)
@@ -207,9 +207,9 @@ class Trial:
                 self.check(status, others, root, terminal)
                 who = "all" if len(self.targets) > 1 else f"process {self.targets[0]}"
                 self.tally[f"to {who}"] += self.processes > 1
-                self.hits, hits = self.hits + 1, hits + 1
+                self.hits += 1
         (folder,) = root.iterdir()
-        return folder, hits
+        return folder, self.hits - before
 
     def command(self, root: Path, argv: list[str], first: bool) -> list[str]:
         """The first command; then the same with --resume or, at random, --resume with the folder alone."""

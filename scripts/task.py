@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # set for what torchrun has started
+
 PROGRAM = Path(__file__).resolve().parents[1] / "main.py"
 LISTEN_SECONDS = 1.0
 
@@ -60,7 +62,9 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str] | None = None):
-        self.command, self.environment = list(command), {**os.environ, **(variables or {})}
+        self.command = list(command)
+        own = {name: value for name, value in os.environ.items() if name != TORCHRUN}  # a run of its own
+        self.environment = own | dict(variables or {})
         self.asked, self.process, self._lock = False, None, threading.RLock()
 
     def __call__(self) -> Ended:

@@ -177,6 +177,11 @@ def test_rate_and_shares_are_those_that_were_measured_where_a_file_says_so(tmp_p
     file.write_text(json.dumps({"parts": parts}))
     options, _ = program.parsed([*FLAGS, "--measured", str(file)])
     assert options.tflops == 800 and options.share == pytest.approx([0.1 * 600 / 800, 0.4])
+    with user_error("--measured gives the rate", "--tflops"):
+        program.parsed([*FLAGS, "--measured", str(file), "--tflops", "5"])
+    file.write_text(json.dumps({"parts": parts, "small": True}))
+    with user_error("is of a CPU"):
+        program.parsed([*FLAGS, "--measured", str(file)])
     for content in ('{"parts": {}}', "[1]", "no JSON"):
         file.write_text(content)
         with user_error("tells no rate", "gpu_check.json"):

@@ -25,7 +25,7 @@ from scripts.kill_test import differences
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 GPU = torch.device("cuda", 0)
-EAGER = ("--device", "cuda", "--no_compile")
+ON_GPU = ("--device", "cuda", "--no_compile")
 MEMORIES = {  # bytes that the GPU and the host are said to have
     "on cuda:0": (2**40, 2**40),
     "in host memory": (1, 2**40),
@@ -175,7 +175,7 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_where_runs_left_alone_do(
     """Always: all epochs, the same random numbers, the images made before the stop as they were. Bit for bit only where
     two runs left alone are: what a kernel adds up in no fixed order is no fault of resuming."""
     pool_in(kind)
-    line = [*QUICK, *EAGER, "--precision", precision, "--run_root"]
+    line = [*QUICK, *ON_GPU, "--precision", precision, "--run_root"]
     whole, again, cut = (tmp_path / name / FOLDER for name in "abc")
     assert f"pool {kind}" in finished([*line, whole.parent])
     finished([*line, again.parent])
@@ -197,7 +197,7 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_where_runs_left_alone_do(
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_stops_and_goes_on(name, tmp_path, at_epoch):  # noqa: F811
     at_epoch(2)
-    assert run([*test_every_method.line(name, *EAGER), "--run_root", tmp_path])[0] == 143
+    assert run([*test_every_method.line(name, *ON_GPU), "--run_root", tmp_path])[0] == 143
     (folder,) = tmp_path.iterdir()
     finished(["--resume", folder])
     assert epochs_of(folder) == ["1", "2", "3"] and json_of(folder / "status.json")["state"] == "finished"
@@ -219,7 +219,7 @@ def test_memory_does_not_grow_from_epoch_to_epoch(tmp_path, monkeypatch):
         torch.cuda.reset_peak_memory_stats()
 
     monkeypatch.setattr(RunFolder, "record", watch)
-    finished([*QUICK, *EAGER, "--epochs", "8", "--hl", "--p_width", "4", "--run_root", tmp_path])
+    finished([*QUICK, *ON_GPU, "--epochs", "8", "--hl", "--p_width", "4", "--run_root", tmp_path])
     kept, most = zip(*taken[3:], strict=True)  # by then, all optimisers have their state
     assert len(taken) == 8 and max(kept) < kept[0] + batch_bytes(32) and max(most) < 1.05 * most[0], taken
 

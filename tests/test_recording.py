@@ -26,7 +26,7 @@ from datafree.job import ways
 from datafree.targets import Attack, Hard, Soft
 
 STEPS = (5, 1, 4)  # of rounds; the third is replayed from its first step on
-TRIED = 1  # replay that is compared with the step itself
+TRIED = 1  # replay that is compared with the step itself, at the step after the recording
 FORMS = {
     "soft": (Soft, {}, {}),
     "hard": (Hard, {}, {}),
@@ -105,7 +105,7 @@ def test_replayed_steps_are_the_eager_ones(form, compute):
             assert found[name] == pytest.approx(values, rel=tolerance, abs=tolerance), name
     assert_same(recorded, eager, tolerance)
     (graph,) = recorded.graphs
-    assert (graph.warmed, graph.recordings, graph.replays) == (WARM_UP, 1, TRIED + sum(STEPS) - WARM_UP)
+    assert (graph.warmed, graph.recordings, graph.replays) == (WARM_UP, 1, TRIED + sum(STEPS) - WARM_UP - 1)
     assert graph.streams == ([recorded.context.streams["attack"]] if "attack" in form else [])
     assert recorded.said == []
 
@@ -162,38 +162,84 @@ def test_a_step_is_the_same_to_the_bit_whether_it_is_made_or_replayed(form):
     assert replayed.graphs[0].replays > made.graphs[0].replays
 
 
-class Forgetful(CpuGraph):
-    """Does again all but one thing in so many."""
+class Wrong(CpuGraph):
+    """Does something else than what it has seen done."""
 
-    def __init__(self, forgets):
+    def __init__(self, change):
         super().__init__()
-        self.forgets = forgets
+        self.change = change
 
     def record(self, act, streams):
         super().record(act, streams)
-        self.operations = [each for i, each in enumerate(self.operations) if (i + 1) % self.forgets]
+        self.operations = [new for each in self.operations if (new := self.change(*each)) is not None]
+
+
+def nothing(*_):
+    return None
+
+
+def gradients_of_nothing(operator, args, kwargs, fresh):
+    if "_fused_" in operator.name():
+        args = (args[0], [torch.zeros_like(gradient) for gradient in args[1]], *args[2:])
+    return operator, args, kwargs, fresh
+
+
+def rows_of_the_recording(operator, args, kwargs, fresh):
+    kept = [each.clone() if isinstance(each, torch.Tensor) and each.dtype == torch.uint8 else each for each in args]
+    return operator, kept, kwargs, fresh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forgets", [1, 7])  # 1: does nothing
+@pytest.mark.parametrize("change", [nothing, gradients_of_nothing, rows_of_the_recording])
 @pytest.mark.parametrize("form", ["soft", "attack at every step", "adam, clipped"])
-def test_a_graph_that_does_something_else_is_found_out_and_steps_go_on_as_they_are(form, forgets):
+def test_a_graph_that_does_something_else_is_found_out_and_steps_go_on_as_they_are(form, change):
+    """After steps that have left momentum, as a run that goes on has it."""
     recorded, eager = Rounds(form), Rounds(form, recorded=False)
-    recorded.student.new_graph = lambda: Forgetful(forgets)
+    recorded.student.new_graph = lambda: Wrong(change)
     tolerance = 1e-4 if "adam" in form else 0  # as above
-    for steps in STEPS:
+    assert recorded.learn(WARM_UP).keys() == eager.learn(WARM_UP).keys()
+    (recording,) = recorded.student.recordings
+    graph, recording.warm = recording.graph, 0
+    for steps in (9, 4):
         found, expected = recorded.learn(steps), eager.learn(steps)
         assert all(found[name] == pytest.approx(expected[name], rel=tolerance, abs=tolerance) for name in expected)
     assert_same(recorded, eager, tolerance)
-    (line,), (recording,) = recorded.said, recorded.student.recordings
+    (line,) = recorded.said
     assert "steps are not recorded" in line and "a replay changes weights otherwise" in line
-    assert not recording.recorded and recording.graph.replays == TRIED
+    assert (recording.failed, recording.graph, graph.replays) == (True, None, TRIED)
+
+
+def test_where_the_step_to_compare_with_overflows_the_next_one_is_taken():
+    recorded = Rounds(compute=FP16)
+    recorded.student.new_graph = lambda: Wrong(nothing)
+    recorded.learn(WARM_UP + 1)
+    scaler, (recording,) = recorded.context.scaler, recorded.student.recordings
+    scaler._scale.fill_(2.0**40)  # any gradient overflows
+    recorded.learn(1)
+    assert recorded.said == [] and not (recording.checked or recording.failed)
+    scaler._scale.fill_(2.0)
+    recorded.learn(1)
+    assert recording.failed and len(recorded.said) == 1
+
+
+def test_an_error_in_the_comparison_leaves_what_the_step_finds_as_it_was():
+    class Breaks(CpuGraph):
+        def replay(self):
+            super().replay()
+            raise RuntimeError("no more memory\nand a page about it")
+
+    recorded, eager = Rounds(), Rounds(recorded=False)
+    recorded.student.new_graph = Breaks
+    for steps in STEPS:
+        assert recorded.learn(steps) == eager.learn(steps)
+    assert_same(recorded, eager)
+    assert [line.rpartition(": ")[2] for line in recorded.said] == ["no more memory"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dfad", "zskt", "kd", "noise"])
 def test_steps_on_what_a_method_makes_are_recorded_once_a_run(method, tmp_path):
-    """Of methods without a pool, too."""
+    """Of methods without a pool, too, whose source is another object in each round."""
     job, graphs = prepared({"method": method}, FP32, tmp_path), []
 
     def graph():
@@ -203,7 +249,7 @@ def test_steps_on_what_a_method_makes_are_recorded_once_a_run(method, tmp_path):
     job.student.new_graph = graph
     for _ in range(3):
         a_round(job)
-    assert [(each.recordings, each.replays) for each in graphs] == [(1, TRIED + 6 - WARM_UP)]
+    assert [(each.recordings, each.replays) for each in graphs] == [(1, TRIED + 6 - WARM_UP - 1)]
 
 
 def test_a_batch_of_another_size_runs_as_it_is_and_the_next_is_replayed():
@@ -221,14 +267,14 @@ def test_a_batch_of_another_size_runs_as_it_is_and_the_next_is_replayed():
         rounds.series = rounds.context.read().series
     assert recorded.series == eager.series
     assert_same(recorded, eager)
-    assert recorded.graphs[0].replays == TRIED + 8 - WARM_UP - 1
+    assert recorded.graphs[0].replays == TRIED + 8 - WARM_UP - 1 - 1
 
 
 def test_another_pool_has_a_recording_of_its_own_and_the_first_is_kept():
     rounds = Rounds()
-    rounds.learn(WARM_UP + 1)
+    rounds.learn(WARM_UP + 2)
     own, rounds.pool = rounds.pool, copy.copy(rounds.pool)
-    rounds.student.learn(rounds.pool, rounds.targets, WARM_UP + 2)
+    rounds.student.learn(rounds.pool, rounds.targets, WARM_UP + 3)
     rounds.student.learn(own, rounds.targets, 1)
     assert [graph.replays for graph in rounds.graphs] == [TRIED + 2, TRIED + 2]
 
@@ -244,7 +290,7 @@ def test_after_a_state_was_restored_steps_are_recorded_anew_and_go_on_as_eager_o
         rounds.context.costs.take()
     assert recorded.learn(5) == eager.learn(5)
     assert_same(recorded, eager)
-    assert [graph.replays for graph in recorded.graphs] == [TRIED + 4 - WARM_UP, TRIED + 5 - WARM_UP]
+    assert [graph.replays for graph in recorded.graphs] == [0, TRIED + 5 - WARM_UP - 1]
 
 
 def test_what_no_graph_can_hold_is_named_before_the_run(monkeypatch):

@@ -7,7 +7,7 @@ import launching
 import pytest
 import torch
 from conftest import ROOT, user_error
-from programs import SMALL, json_of, run, script
+from programs import SMALL, few_digits, json_of, run, script  # noqa: F401
 from task import Ended
 
 import main
@@ -17,7 +17,7 @@ TINY = f"--flags={SMALL} --precision fp32"
 
 
 @pytest.fixture
-def reproduce(tmp_path, monkeypatch):
+def reproduce(tmp_path, monkeypatch, few_digits):  # noqa: F811
     """The script on digits, each of its runs in this process."""
     monkeypatch.chdir(ROOT)
     module = script("reproduce")

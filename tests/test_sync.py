@@ -28,6 +28,8 @@ FLAGS["nayer, its generator anew"] = {"method": "nayer", "g_life": 1, "loops": 2
 FLAGS["attention"] = {"method": "zskt", "at": 2.0}
 FLAGS["competition"] = {"method": "deepinversion", "adi": 1.0}
 FLAGS |= {name: {"method": name} for name in METHODS if name != "aeahl_rg"}
+QUICK = ("soft", "attack", "dfad")
+SLOW = (*((what, FP32) for what in FLAGS if what not in QUICK), ("attack", FP16))
 
 
 def prepared(flags, compute, run_root):
@@ -79,8 +81,10 @@ def no_reading(monkeypatch):
     return NoReading()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("what", "compute"), [*((what, FP32) for what in FLAGS), ("attack", FP16)])
+@pytest.mark.parametrize(
+    ("what", "compute"),
+    [*((what, FP32) for what in QUICK), *(pytest.param(*how, marks=pytest.mark.slow) for how in SLOW)],
+)
 def test_a_round_reads_nothing_before_its_end(what, compute, tmp_path, monkeypatch, request):
     job = prepared(FLAGS[what], compute, tmp_path)
     with request.getfixturevalue("no_reading"):

@@ -237,7 +237,7 @@ def of_method(name, hard=False, shard=False):
     configs = distillation_configs(method, name, chosen(hard, False, method.targets))
     known = {each for config in configs.values() for each in config.__dataclass_fields__}
     given |= {"batch_size": 12, "kd_steps": 2, "ep_steps": 2, "warmup": 0, "p_width": 4, "seed": 3, "at": 1.0 * hard}
-    given |= {"shard": shard} | SMALL | ({"clip_g": 1.0} if name == "zskt" else {})
+    given |= {"shard": shard} | SMALL | ({"clip_g": 1.0, "judge": "train"} if name == "zskt" else {})
     values = resolve(configs, {k: v for k, v in given.items() if k in known}, lambda known: method.defaults)
     method.complete(values)
     networks = [Classifier(MODELS["resnet8"](10), role, 10, 32, MEAN, STD) for role in ("teacher", "student")]

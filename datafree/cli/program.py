@@ -52,7 +52,8 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        remedy = "lower the batch sizes, the widths or --epochs; a run that had begun goes on with --resume"
+        remedy = "lower the batch sizes, the widths or --epochs; on a GPU, --step eager takes less; a run that "
+        remedy += "had begun goes on with --resume"
         _fail(str(UserError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more of it'}", remedy)))
 
 

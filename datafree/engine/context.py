@@ -156,11 +156,10 @@ class Context:
         its BatchNorm layers going by the batch and not remembering it; afterwards all is as before."""
         was_training = self.student.training
         wanted = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        norms = [
-            layer for layer in self.student.modules() if isinstance(layer, BatchNorm) and layer.track_running_stats
-        ]
+        layers = self.student.modules() if self.judge_trains else ()
+        norms = [layer for layer in layers if isinstance(layer, BatchNorm) and layer.track_running_stats]
         try:
-            for layer in norms if self.judge_trains else ():
+            for layer in norms:
                 layer.track_running_stats = False
             yield self.student.train(self.judge_trains).requires_grad_(False)
         finally:

@@ -2,8 +2,9 @@
 
 for each step
     the first WARM_UP                as it is: kernels are chosen, networks compiled, the optimiser gets its state
-    the next                         record act(static), which computes nothing; replay it and do act, from the same
-                                     state: unless both lead to the same weights, steps go on as they are
+    the next                         record act(static), which computes nothing; as it is
+    the next that moves weights      compare a replay with act, from the same state without momentum: unless both lead
+                                     to the same weights, steps go on as they are
     from then on                     static <- rows;  rate <- the optimiser's;  replay
 
 Where kernels are short it is starting them, one by one, that takes the time. Python runs at the recording alone: what
@@ -30,6 +31,7 @@ WARM_UP = 3  # steps; chosen by us
 # Largest distance between what a replay changes and what the step itself does, over the latter. Kernels add up in
 # another order, and Adam makes full steps of gradients that are rounding; chosen by us.
 APART = 0.25
+MOMENTUM = {"momentum_buffer", "exp_avg"}  # in the state of PyTorch's optimisers
 UP_TO = 64  # pixels a side: such steps are recorded unasked; with larger images a GPU is busy anyway; chosen by us
 
 
@@ -104,7 +106,7 @@ class Recording:
         say: Callable[[str], object],
     ):
         self.context, self.optimizer, self.graph, self.act, self.say = context, optimizer, graph, act, say
-        self.warm, self.recorded, self.failed = 0, False, False
+        self.warm, self.recorded, self.checked, self.failed = 0, False, False, False
         self._static: Rows = {}
         self._rate = torch.empty((), device=context.compute.device)
         self._streams: list[torch.Generator] = []  # that the step draws from
@@ -118,58 +120,81 @@ class Recording:
             return
         if not (self.recorded or self.failed):
             self._record(rows)
-        if self.recorded and _form(rows) == _form(self._static):
+        elif not (self.checked or self.failed):
+            self._check(rows)
+        if self.checked and _form(rows) == _form(self._static):
             self._replay(rows)
         else:
             self._step(rows)
 
     def _step(self, rows: Rows) -> None:
-        """As it is, but for the rate, which it reads where a replay does: it is the same step to the bit."""
-        with self._given_rate():
+        """As it is, but for the rate, which it reads where a replay does, so that it is the same step."""
+        self._set_rate()
+        with recordable(self.optimizer, self._rate):
             self.act(rows)
 
-    @contextmanager
-    def _given_rate(self) -> Iterator[None]:
-        """Within, the optimiser's rate is a tensor, which has the value of now."""
+    def _set_rate(self) -> None:
         (group,) = self.optimizer.param_groups
         self._rate.fill_(group["lr"])
-        with recordable(self.optimizer, self._rate):
-            yield
 
     def _record(self, rows: Rows) -> None:
         self._static = {name: values.clone() for name, values in rows.items()}
         try:
-            with self.context.aside() as self._left, self._given_rate():
+            with self.context.aside() as self._left, recordable(self.optimizer, self._rate):
                 self.graph.record(partial(self.act, self._static), self._streams)
             self.recorded = True
-            apart = self._apart(rows)
-            if not apart <= APART:
-                raise RuntimeError(f"a replay changes weights otherwise than the step itself, by {apart:.0%} of that")
         except RuntimeError as error:
-            self.recorded, self.failed = False, True
-            self.say(f"warning: steps are not recorded, which is slower and else the same: {first_line(error)}")
+            self._give_up(first_line(error))
 
-    def _apart(self, rows: Rows) -> float:
-        """How far from where the step itself leads a replay leads, in weights; afterwards all is as it was."""
-        weights = [weight for weight in self.context.student.parameters() if weight.is_floating_point()]
+    def _check(self, rows: Rows) -> None:
+        """With other rows than those of the recording: what it has kept of them is found out."""
+        if _form(rows) != _form(self._static):
+            return
+        try:
+            apart = self._apart(rows)
+        except RuntimeError as error:
+            self._give_up(first_line(error))
+            return
+        self.checked = apart is not None and apart <= APART
+        if apart is not None and not self.checked:
+            self._give_up(f"a replay changes weights otherwise than the step itself, by {apart:.0%} of that")
+
+    def _give_up(self, why: str) -> None:
+        self.recorded, self.failed = False, True
+        self.graph, self._static, self._left = None, {}, None
+        self.say(f"warning: steps are not recorded, which is slower and else the same: {why}")
+
+    def _apart(self, rows: Rows) -> float | None:
+        """How far from where the step itself leads a replay leads, in weights and statistics; all is as it was then.
+
+        None where the step moves no weight, as after an overflow in fp16.
+        """
+        weights = [value for value in self.context.student.parameters() if value.is_floating_point()]
+        norms = [value for value in self.context.student.buffers() if value.is_floating_point()]
         tensors, states = self._changing(), [stream.get_state() for stream in self._streams]
         kept = [tensor.detach().clone() for tensor in tensors]
 
-        def led_to(step: Callable[[Rows], None]) -> Tensor:
-            with self.context.aside(), global_draws_forgotten():
-                step(rows)
-            with torch.no_grad():
-                found = _flat(weights)
-                for tensor, before in zip(tensors, kept, strict=True):
-                    tensor.copy_(before)
-            for stream, state in zip(self._streams, states, strict=True):
-                stream.set_state(state)
-            return found
+        def led_to(step: Callable[[Rows], None]) -> tuple[Tensor, Tensor]:
+            for state in self.optimizer.state.values():
+                for name in MOMENTUM & state.keys():  # what a step itself adds is little beside it
+                    if state[name] is not None:
+                        state[name].zero_()
+            try:
+                with self.context.aside(), global_draws_forgotten():
+                    step(rows)
+                return _flat(weights), _flat(norms)
+            finally:
+                with torch.no_grad():
+                    for tensor, before in zip(tensors, kept, strict=True):
+                        tensor.copy_(before)
+                for stream, state in zip(self._streams, states, strict=True):
+                    stream.set_state(state)
 
-        start, by_step, by_replay = _flat(weights), led_to(self._step), led_to(self._replay)
-        if torch.equal(by_step, by_replay):
-            return 0.0
-        return float((by_replay - by_step).norm() / (by_step - start).norm())
+        start = _flat(weights), _flat(norms)
+        by_step, by_replay = led_to(self._step), led_to(self._replay)
+        if torch.equal(by_step[0], start[0]):
+            return None
+        return max(_distance(*each) for each in zip(start, by_step, by_replay, strict=True))
 
     def _changing(self) -> list[Tensor]:
         """What a step writes to: student, optimiser, scale of the loss."""
@@ -180,8 +205,8 @@ class Recording:
     def _replay(self, rows: Rows) -> None:
         for name, values in rows.items():
             self._static[name].copy_(values, non_blocking=True)
-        with self._given_rate():
-            self.graph.replay()
+        self._set_rate()
+        self.graph.replay()
         self.context.take_in(Left(self._left.readings.copied(), self._left.counts))
 
 
@@ -200,8 +225,16 @@ def recordable(optimizer: torch.optim.Optimizer, rate: Tensor) -> Iterator[None]
             group.update(before)
 
 
-def _flat(weights: Sequence[Tensor]) -> Tensor:
-    return torch.cat([weight.detach().flatten().float() for weight in weights])
+def _flat(values: Sequence[Tensor]) -> Tensor:
+    flat = [value.detach().flatten().float() for value in values]
+    return torch.cat(flat) if flat else torch.zeros(0)
+
+
+def _distance(start: Tensor, by_step: Tensor, by_replay: Tensor) -> float:
+    """Between two ends, over the way from the start to the first; infinite or NaN for what is neither."""
+    if torch.equal(by_step, by_replay):
+        return 0.0
+    return float((by_replay - by_step).norm() / (by_step - start).norm())
 
 
 def _form(rows: Rows) -> dict[str, Any]:

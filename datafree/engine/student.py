@@ -1,6 +1,6 @@
 """Distillation steps: the student learns what its targets say of each batch.
 
-for each of kd_steps                                        with --step graph recorded once, and replayed: recording.py
+for each of kd_steps                            on a GPU, as --step says, recorded once and replayed: recording.py
     batch  <- B images of the pool, uniform with replacement, augmented; or fresh ones of a method without a pool
     lesson <- targets.lesson(batch)                         with the teacher's answer; for ``echo`` steps: echoing.py
     L_S    <- targets.loss(lesson, student)                 soft, hard or under attack: datafree/targets/
@@ -137,7 +137,8 @@ class Student:
         self.optimizer = optimiser(self.classifier.parameters(), config, config.nesterov, context.compute)
         self.scheduler = _schedule(self.optimizer, config, max(1, steps))
         self.objective = Objective(context)
-        self.new_graph, self.say = new_graph, partial(print, file=sys.stderr)
+        fused = self.optimizer.defaults["fused"]  # others read the rate, which a graph cannot
+        self.new_graph, self.say = new_graph if fused else None, partial(print, file=sys.stderr)
         self._recorded: dict[Any, Recording] = {}
 
     @property

@@ -112,7 +112,7 @@ class Adversarial(Method):
     def __init__(self, context: Context, config: Any):
         super().__init__(context, config)
         self.teacher = context.answering
-        context.judge_trains = isinstance(config, Adversarial.Config) and config.judge == "train"
+        context.judge_trains = getattr(config, "judge", "eval") == "train"
         self.generator = context.compute.place(self._first_generator()).train()
         self.parameters = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
         how = {"lr": config.lr_g, "betas": config.adam_betas, "fused": context.compute.fused}
@@ -157,7 +157,7 @@ class Adversarial(Method):
         return {"generator": self.generator}
 
     def synthesize(self, warmup: bool) -> None:
-        """The G steps of a round. The student judges in eval mode; ZSKT's and DFAD's codes leave it in train mode."""
+        """The G steps of a round. The student judges as --judge says; ZSKT's and DFAD's codes have it in train mode."""
         for _ in range(self.config.g_steps):
             self.generator_step(self._noise(self.config.synthesis_batch_size), warmup)
 

@@ -46,11 +46,7 @@ class SavingConfig(configuration.Config):
         unit="N|Ns",
         free=True,
     )
-    save_async: bool = knob(
-        False,
-        "write a state while the run goes on, as on an NVIDIA GPU anyway: for slow disks, short epochs",
-        free=True,
-    )
+    save_async: bool = knob(False, "write a state while the run goes on: for slow disks and short epochs", free=True)
 
 
 def period(text: str) -> tuple[float, bool]:
@@ -260,7 +256,7 @@ def opened(
         RunFolder(*how) if processes.first() else SilentFolder(path, how[2]) as folder,
         StopRequests() as stop,
         processes.watched(),
-        Writer((values.save_async or compute.device.type == "cuda") and processes.size() == 1) as writer,
+        Writer(values.save_async and processes.size() == 1) as writer,
     ):
         if processes.agreed(folder.complete()):
             yield None

@@ -70,7 +70,7 @@ class Soft(Targets):
 
     @torch.no_grad()
     def _of_teacher(self, images: Tensor) -> tuple[Tensor, dict]:
-        """Logits and maps; asked for once where the same images come again, as ZSKT's do."""
+        """Logits and maps; asked for once where the same images come again, as ZSKT's do unless steps are recorded."""
         if self._looked_at is None or self._looked_at[0] is not images:
             with self.maps["teacher"].listening():
                 logits = self.context.ask(self.context.teacher, images)
