@@ -269,7 +269,7 @@ def test_steps_recorded_as_a_graph_learn_what_eager_ones_do_and_do_not_synchroni
         finally:
             torch.cuda.set_sync_debug_mode("default")
     (recording,) = recorded.student.recordings
-    assert said == [] and recording.recorded
+    assert said == [] and recording.recorded and recording.checked
     assert recorded.context.costs.take() == eager.context.costs.take()
     found, expected = (job.context.read().series for job in (recorded, eager))
     assert found.keys() == expected.keys() and len(found["loss_kd"]) == len(expected["loss_kd"]) == 8

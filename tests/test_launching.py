@@ -168,3 +168,9 @@ def test_options_of_slurm_without_slurm_are_a_mistake():
 def test_the_folder_of_a_run_is_worked_out_from_its_flags(tmp_path):
     flags = f"--mode anew --teacher wrn16_1 --hl --tag t --run_root {tmp_path}".split()
     assert launching.folder_of(flags) == tmp_path / "anew-hl-digits-wrn16_1-resnet8-t"
+
+
+def test_a_run_that_a_script_starts_under_torchrun_is_a_run_of_its_own(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    assert "TORCHELASTIC_RUN_ID" not in task.Process(["python"], {"A": "1"}).environment
+    assert task.Process(["python"], {"A": "1"}).environment["A"] == "1"

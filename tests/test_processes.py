@@ -321,6 +321,12 @@ def test_a_run_of_one_process_loads_and_asks_nothing_of_torch_distributed(tmp_pa
     assert done.returncode == 0 and done.stdout.endswith("watched\n"), done.stderr
 
 
+def test_who_has_left_the_others_was_not_started_anew(monkeypatch):
+    monkeypatch.setattr(processes, "_anew", True)
+    processes.leave()
+    assert not processes.started_anew()
+
+
 def test_alone_layers_are_pytorchs_own():
     assert FP32.place(torch.nn.BatchNorm2d(3)).__class__ is torch.nn.BatchNorm2d
 

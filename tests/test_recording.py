@@ -19,6 +19,7 @@ from datafree import processes
 from datafree.data.batch import Batch
 from datafree.data.placement import Placement
 from datafree.data.pool import ImagePool, image_column
+from datafree.engine import student
 from datafree.engine.device import Compute
 from datafree.engine.recording import WARM_UP, obstacle_to_recording
 from datafree.engine.student import Student
@@ -220,6 +221,13 @@ def test_where_the_step_to_compare_with_overflows_the_next_one_is_taken():
     scaler._scale.fill_(2.0)
     recorded.learn(1)
     assert recording.failed and len(recorded.said) == 1
+
+
+def test_steps_of_an_optimiser_that_reads_its_rate_are_not_recorded(monkeypatch):
+    monkeypatch.setattr(student, "is_shared_out", lambda _: True)  # as complex weights, not for fused kernels
+    rounds = Rounds()
+    rounds.learn(WARM_UP + 2)
+    assert rounds.student.optimizer.defaults["fused"] is False and rounds.student.recordings == []
 
 
 def test_an_error_in_the_comparison_leaves_what_the_step_finds_as_it_was():
