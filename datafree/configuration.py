@@ -13,6 +13,7 @@ import os
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
@@ -102,9 +103,12 @@ class Config:
         return replace(self, **{name: processes.share(count, name) for name, count in counts.items() if count})
 
 
+_hints = cache(typing.get_type_hints)  # of a class, asked for once for each of its fields
+
+
 def kind_of(each: Field, config: type) -> tuple[type, int | None]:
     """A field's type, that of an item for a tuple; and how many items: None where it is none, 0 for any number."""
-    hint = typing.get_type_hints(config)[each.name]
+    hint = _hints(config)[each.name]
     if isinstance(hint, UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not NoneType)
     items = typing.get_args(hint)

@@ -1,6 +1,7 @@
 """What several test files share: small classifiers and generator, a context, and how a user's mistake looks."""
 
 import contextlib
+import gc
 import signal
 import socket
 import urllib.error
@@ -36,6 +37,10 @@ SINCE_2_7 = hasattr(torch.cpu.Stream, "record_event")  # of PyTorch: FSDP2 works
 def pytest_collection_modifyitems(items):
     """The longest first, so that no process is left with them at the end."""
     items.sort(key=lambda item: item.path.stem != "test_learning")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: it is not looked through for garbage again and again
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The digits that ship inside scikit-learn, alone and in pairs: the same on every machine, test apart from train."""
+"""The digits that come with the code, alone and in pairs: the same on every machine, test apart from train."""
 
 import hashlib
 

@@ -1,5 +1,7 @@
 """What both entry points share: how a mistake is reported and how the program leaves."""
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -18,6 +20,9 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     A UserError becomes one line on stderr and exit status 2, and so does what the machine refuses wherever it does:
     memory, or a file. A signal becomes one line and 128 plus its number.
     """
+    if not gc.get_freeze_count():  # what is imported stays: nobody waits, least of all at the end, until it is looked
+        gc.freeze()  # through for garbage
+        atexit.register(gc.freeze)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us, or a program of Windows without a terminal
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 (as long as we live)
