@@ -24,8 +24,9 @@ if [ -n "$lowest" ]; then
     echo "lower bounds: $(tr '\n' ' ' <"$bounds")"
     prepare requirements-dev.txt .venv-lowest "$bounds"
 else
+    if [ ${#quick[@]} = 0 ]; then browser & fi
     prepare requirements-dev.txt
-    if [ ${#quick[@]} = 0 ]; then browser; fi
+    wait
     ruff check .
     ruff format --check .
 fi

@@ -47,15 +47,15 @@ def test_a_student_that_never_saw_a_digit_learns_to_read_them(first):
 
 
 SHORT = {  # method: flags
-    "fast_meta": "--epochs 3 --warmup 1",
-    "fast": "--epochs 3 --warmup 1",
+    "fast_meta": "--epochs 2 --warmup 1",
+    "fast": "--epochs 2 --warmup 1",
     "nayer": "--epochs 2 --warmup 1",
     "cmi": "--epochs 1",
-    "deepinversion": "--epochs 2 --adi 1",
+    "deepinversion": "--epochs 1 --adi 1",
     "dafl": "--epochs 1",
     "zskt": "--epochs 2",
     "dfad": "--epochs 2",
-    "dfq": "--epochs 2",
+    "dfq": "--epochs 1 --warmup 0",
     "mad": "--epochs 2",
     "kd": "--epochs 1",
     "scratch": "--epochs 1",
@@ -66,7 +66,7 @@ SHORT = {  # method: flags
 def test_a_student_of_every_other_method_learns_too(method, networks, tmp_path):
     finished(["--method", method, *SHORT[method].split(), *networks, "--run_root", tmp_path])
     (folder,) = tmp_path.iterdir()
-    assert column(folder, "accuracy")[-1] > 40  # chance is 10; seeds 0 to 2 gave 63 (dfad) to 97
+    assert column(folder, "accuracy")[-1] > 40  # chance is 10; seeds 0 to 2 gave 62 (fast) to 97
 
 
 def test_every_method_but_aeahl_rg_and_noise_is_tried():

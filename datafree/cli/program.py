@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import NoReturn
 
 from .. import processes
@@ -20,9 +21,7 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     A UserError becomes one line on stderr and exit status 2, and so does what the machine refuses wherever it does:
     memory, or a file. A signal becomes one line and 128 plus its number.
     """
-    if not gc.get_freeze_count():  # what is imported stays: nobody waits, least of all at the end, until it is looked
-        gc.freeze()  # through for garbage
-        atexit.register(gc.freeze)
+    _keep_what_is_imported()
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us, or a program of Windows without a terminal
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 (as long as we live)
@@ -60,6 +59,13 @@ def run_program(main: Callable[[list[str]], None]) -> None:
         remedy = "lower the batch sizes, the widths or --epochs; on a GPU, --step eager takes less; a run that "
         remedy += "had begun goes on with --resume"
         _fail(str(UserError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more of it'}", remedy)))
+
+
+@cache
+def _keep_what_is_imported() -> None:
+    """It is no garbage: nobody waits, least of all at the end, until it has been looked through for some."""
+    gc.freeze()
+    atexit.register(gc.freeze)
 
 
 def _fail(message: str) -> NoReturn:
