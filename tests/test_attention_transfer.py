@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from conftest import MEAN, SIZE, STD, loss_on, small_classifier, small_context, state_of, user_error
-from programs import OF_RESNET8, at_epoch, few_digits, finished, rows_of, run  # noqa: F401
+from programs import OF_LENET, at_epoch, few_digits, finished, rows_of, run  # noqa: F401
 from test_aeahl_rg import bn_inputs, context_of
 from torch import nn
 
@@ -123,7 +123,7 @@ def test_a_student_that_is_released_has_no_hooks_and_nothing_was_changed_by_look
 @pytest.mark.parametrize("method", ["zskt", "noise"])
 def test_a_run_with_it_that_was_interrupted_ends_bit_identical(method, tmp_path, at_epoch):  # noqa: F811
     flags = ["--method", method, "--at", "50", "--epochs", "3", "--warmup", "0", "--kd_steps", "2", "--ep_steps", "4"]
-    flags += ["--batch_size", "8", "--synthesis_batch_size", "8", "--precision", "fp32", *OF_RESNET8]
+    flags += ["--batch_size", "8", "--synthesis_batch_size", "8", "--precision", "fp32", *OF_LENET]
     finished([*flags, "--run_root", tmp_path / "whole"])
     at_epoch(2)
     assert run([*flags, "--run_root", tmp_path / "cut"])[0] == 143

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import FP32, user_error
-from programs import FOLDER, OF_RESNET8, QUICK, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
+from programs import FOLDER, OF_LENET, QUICK, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
 from test_every_method import NO_TEACHER, folder_in, line
 
 from datafree.engine.costs import Costs
@@ -80,7 +80,7 @@ def test_a_part_that_takes_no_time_is_not_tried_for_ever(monkeypatch):
     assert Trial(costs, FP32, 1.0)(lambda: calls.append(1), 0) == (0, 0) and len(calls) < 6
 
 
-SHORT = ["--kd_steps", "2", "--batch_size", "8", "--precision", "fp32", *OF_RESNET8]
+SHORT = ["--kd_steps", "2", "--batch_size", "8", "--precision", "fp32", *OF_LENET]
 PLANS = {  # flags, epochs and warm-up before; epochs and warm-up planned, passes until then, passes of an epoch more
     "aeahl_rg": (QUICK[4:], 3, 1, 6, 2, 2 * WARMUP + 4 * A_ROUND + FINISH, A_ROUND),
     "kd": ([*SHORT, "--method", "kd"], 3, 0, 6, 0, 6 * 16, 16),

@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 from conftest import SIZE, small_context
-from programs import OF_RESNET8, at_epoch, few_digits, finished, json_of, run  # noqa: F401
+from programs import OF_LENET, at_epoch, few_digits, finished, json_of, run  # noqa: F401
 from test_student import Lesson
 
 from datafree.data.batch import TEACHER_LOGITS, Batch
@@ -125,7 +125,7 @@ def test_a_student_takes_all_its_steps():
 @pytest.mark.parametrize("more", ["--method aeahl_rg --synthesis_batch_size 8", "--method dafl"])
 def test_a_run_with_it_that_was_interrupted_ends_bit_identical(more, tmp_path, at_epoch):  # noqa: F811
     flags = [*more.split(), "--echo", "3", "--epochs", "3", "--warmup", "0", "--kd_steps", "4", "--ep_steps", "8"]
-    flags += ["--batch_size", "8", "--ngf", "4", "--precision", "fp32", *OF_RESNET8]
+    flags += ["--batch_size", "8", "--ngf", "4", "--precision", "fp32", *OF_LENET]
     finished([*flags, "--run_root", tmp_path / "whole"])
     at_epoch(2)
     assert run([*flags, "--run_root", tmp_path / "cut"])[0] == 143

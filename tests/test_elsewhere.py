@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import ROOT
 from programs import (  # noqa: F401
-    BEFORE,
     FOLDER,
+    LENET,
+    OF_LENET,
     QUICK,
     SMALL_SCRATCH,
-    TINY,
     at_epoch,
     error_of,
     few_digits,
@@ -30,7 +30,7 @@ from datafree.models.checksum import checksum
 from datafree.reporting.run_networks import RunNetworks
 from scripts.kill_test import differences
 
-RESNET8 = BEFORE / "digits_resnet8.pth"
+HERE = ["--teacher_path", "t.pth"]  # in the folder that a run starts from
 OWN = "--method own.py:Pixels --synthesis_batch_size 8 --steps 2 --epochs 3 --warmup 1 --kd_steps 2 --precision fp32"
 METHOD = (ROOT / "docs/pixels.py").read_text()
 
@@ -56,8 +56,8 @@ def begun(tmp_path, at_epoch):  # noqa: F811
     """A run that was begun in a folder of its own, by relative paths, and stopped after two of three epochs."""
     home = tmp_path / "home é"
     home.mkdir()
-    shutil.copy(RESNET8, home / "t.pth")
-    line = [*TINY, "--teacher", "resnet8", "--teacher_path", "t.pth"]
+    shutil.copy(LENET, home / "t.pth")
+    line = [*QUICK, *HERE]
     stopped(line, home, at_epoch)
     return home, home / "run" / FOLDER
 
@@ -77,7 +77,7 @@ def test_a_run_goes_on_from_any_folder_and_ends_as_if_left_alone(how, begun, alo
     line, where = {
         "from the root folder": (["--resume", folder], "/"),
         "by a relative path from above": (["--resume", f"{home.name}/run/{FOLDER}"], home.parent),
-        "with the same flags again": ([*TINY, "--teacher", "resnet8", "--teacher_path", "t.pth", "--resume"], home),
+        "with the same flags again": ([*QUICK, *HERE, "--resume"], home),
     }[how]
     finished(line, where=where)
     assert differences(alone / FOLDER, folder) == []
@@ -90,7 +90,7 @@ def test_a_project_that_moved_as_a_whole_goes_on_by_folder_and_by_flags(begun, a
     shutil.copytree(moved, moved.parent / "again")
     for at, line in (
         (moved, ["--resume", f"run/{FOLDER}"]),
-        (moved.parent / "again", [*TINY, "--teacher", "resnet8", "--teacher_path", "t.pth", "--resume"]),
+        (moved.parent / "again", [*QUICK, *HERE, "--resume"]),
     ):
         finished(line, where=at)
         assert differences(alone / FOLDER, at / "run" / FOLDER) == []
@@ -110,8 +110,8 @@ def test_a_teacher_that_has_moved_is_named_anew_and_the_run_ends_as_if_left_alon
 
 def test_another_teacher_is_refused_wherever_it_lies(begun, tmp_path):
     home, folder = begun
-    content = torch.load(RESNET8, weights_only=True)
-    content["state_dict"]["fc.bias"][0] += 1e-6
+    content = torch.load(LENET, weights_only=True)
+    content["state_dict"]["fc2.bias"][0] += 1e-6
     torch.save(content, tmp_path / "other.pth")
     before = tree(home)
     words = f"other.pth is another teacher, by its weights or its input format, than {folder} began with"
@@ -161,7 +161,7 @@ def test_a_method_out_of_a_file_goes_on_from_elsewhere_and_may_be_named_anew_whe
     home = tmp_path / "home"
     home.mkdir()
     (home / "own.py").write_text(METHOD)
-    line = [*OWN.split(), "--teacher", "resnet8", "--teacher_path", RESNET8]
+    line = [*OWN.split(), *OF_LENET]
     stopped(line, home, at_epoch)
     (folder,) = (home / "run").iterdir()
     assert json_of(folder / "config.json")["method"] == f"{home}/own.py:Pixels"
@@ -222,7 +222,7 @@ def test_a_report_finds_the_networks_of_a_run_from_another_folder_and_after_the_
     was = "/gone/project"
     config |= {"run_root": f"{was}/run", "teacher_path": f"{was}/t.pth", "data_root": f"{was}/data"}
     (tmp_path / "run" / FOLDER / "config.json").write_text(json.dumps(config))
-    shutil.copy(RESNET8, tmp_path / "t.pth")
+    shutil.copy(LENET, tmp_path / "t.pth")
     networks = RunNetworks(tmp_path / "run" / FOLDER, registry, "cpu", "fp32")
     assert checksum(networks.teacher) == config["teacher_checksum"]
     assert networks.config["data_root"] == f"{tmp_path}/data"

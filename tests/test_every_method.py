@@ -18,7 +18,7 @@ from conftest import (
     user_error,
     without_overflow,
 )
-from programs import OF_RESNET8, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
+from programs import OF_LENET, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
 from test_aeahl_rg import context_of
 
 import registry
@@ -56,7 +56,7 @@ WITHOUT_BN = "timm:vit_tiny_patch16_224,img_size=32,patch_size=16,embed_dim=8,de
 
 
 def line(name, *more):
-    return [*SMALL.split(), "--method", name, *OF_RESNET8, *OWN[name].split(), *more]
+    return [*SMALL.split(), "--method", name, *OF_LENET, *OWN[name].split(), *more]
 
 
 def small(name, context, more=""):

@@ -3,16 +3,15 @@
 import csv
 
 import pytest
-from programs import finished, json_of
+from programs import OF_LENET, OF_RESNET8, finished, json_of
 
 import registry
 import train_scratch
 
 STUDENT = ["--student", "lenet5_bn"]
 FIRST = ["--epochs", "6", "--warmup", "1"]
-SECOND = [*STUDENT, "--teacher", "wrn16_1", "--epochs", "3", "--warmup", "1", "--kd_steps", "60"]
+SECOND = [*STUDENT, *OF_RESNET8, "--epochs", "3", "--warmup", "1", "--kd_steps", "60"]
 
-TEACHER = "--dataset digits --model lenet5_bn --epochs 12 --batch_size 64 --optimizer adam --lr 2e-3 --weight_decay 0"
 CONVNEXT = "timm:convnext_atto,depths=(1,1,1,1),dims=(16,32,64,128),patch_size=2"
 TRAIN = "--dataset digits --epochs 10 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
 
@@ -26,19 +25,10 @@ def column(folder, name):
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    """Flags of a small teacher, trained here, and of its student."""
-    folder = tmp_path_factory.mktemp("teacher")
-    file = folder / "lenet5_bn.pth"
-    finished([*TEACHER.split(), "--output", file, "--run_root", folder], train_scratch)
-    return [*STUDENT, "--teacher", "lenet5_bn", "--teacher_path", file]
-
-
-@pytest.fixture(scope="module")
-def first(networks, tmp_path_factory):
+def first(tmp_path_factory):
     """The folder of a short run in mode anew."""
     run_root = tmp_path_factory.mktemp("learning")
-    finished([*FIRST, *networks, "--run_root", run_root])
+    finished([*FIRST, *OF_LENET, "--run_root", run_root])
     return run_root / "anew-digits-lenet5_bn-lenet5_bn"
 
 
@@ -63,8 +53,8 @@ SHORT = {  # method: flags
 
 
 @pytest.mark.parametrize("method", SHORT)
-def test_a_student_of_every_other_method_learns_too(method, networks, tmp_path):
-    finished(["--method", method, *SHORT[method].split(), *networks, "--run_root", tmp_path])
+def test_a_student_of_every_other_method_learns_too(method, tmp_path):
+    finished(["--method", method, *SHORT[method].split(), *OF_LENET, "--run_root", tmp_path])
     (folder,) = tmp_path.iterdir()
     assert column(folder, "accuracy")[-1] > 40  # chance is 10; seeds 0 to 2 gave 62 (fast) to 97
 
@@ -78,10 +68,10 @@ def test_a_reused_generator_reaches_a_loss_and_an_accuracy_sooner_than_a_new_one
     reuse = ["--reuse_generator_path", first / "gan_reuse.pth", "--reuse_decoder_path", first / "decoder.pth"]
     finished([*SECOND, "--run_root", run_root])
     finished([*SECOND, "--run_root", run_root, "--mode", "reuse_common", *reuse])
-    anew, reused = (run_root / f"{mode}-digits-wrn16_1-lenet5_bn" for mode in ("anew", "reuse_common"))
+    anew, reused = (run_root / f"{mode}-digits-resnet8-lenet5_bn" for mode in ("anew", "reuse_common"))
     losses = column(anew, "loss_generator"), column(reused, "loss_generator")
     assert losses[1][1] < losses[0][-1]  # in its second epoch where the new one is not in its last
-    assert column(reused, "accuracy")[-1] > column(anew, "accuracy")[-1] + 25
+    assert column(reused, "accuracy")[-1] > column(anew, "accuracy")[-1] + 10  # seeds 0 and 1: 42 and 29
 
 
 def test_a_student_of_a_teacher_without_batch_norm_learns_to_read_digits_too(tmp_path):

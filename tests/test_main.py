@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import FP32, ROOT, same_state
-from programs import FOLDER, QUICK, TINY, epochs_of, error_of, few_digits, finished, json_of, rows_of, run, tree  # noqa: F401
+from programs import (  # noqa: F401
+    FOLDER,
+    OF_RESNET8,
+    QUICK,
+    TINY,
+    epochs_of,
+    error_of,
+    few_digits,
+    finished,
+    json_of,
+    rows_of,
+    run,
+)
 
 import registry
 from datafree import job
@@ -107,10 +119,10 @@ def test_summary_and_log_agree_with_the_metrics(anew):
 
 def test_the_student_file_gives_the_reported_accuracy(anew):
     spec = registry.DATASETS["digits"]
-    student = registry.classifier("resnet8", spec)
+    student = registry.classifier("lenet5_bn", spec)
     told = load_classifier(student, anew / "student_last.pth").about
     assert percentage_equal(*predict(student, spec.load("data", False, False), FP32)) == pytest.approx(told["accuracy"])
-    assert (told["arch"], told["dataset"], told["epoch"], told["num_classes"]) == ("resnet8", "digits", 3, 10)
+    assert (told["arch"], told["dataset"], told["epoch"], told["num_classes"]) == ("lenet5_bn", "digits", 3, 10)
 
 
 @pytest.mark.slow
@@ -179,7 +191,7 @@ def test_a_teacher_that_is_not_where_it_is_looked_for_is_named_with_the_place(tm
 @pytest.mark.slow
 def test_a_reuse_mode_trains_on_from_what_another_students_task_left(anew, tmp_path):
     finished([*QUICK, "--mode", "reuse_common", *parts_of(anew), "--student", "wrn16_1", "--run_root", tmp_path])
-    folder = tmp_path / "reuse_common-digits-resnet8-wrn16_1"
+    folder = tmp_path / "reuse_common-digits-lenet5_bn-wrn16_1"
     left, now = (state_in(where, "decoder.pth")["layers.Conv5.conv.weight"] for where in (anew, folder))
     assert 0 < (left - now).abs().max() < 0.5  # from there, not from random
 
@@ -188,7 +200,7 @@ def test_a_reuse_mode_trains_on_from_what_another_students_task_left(anew, tmp_p
 def test_without_paths_reuse_takes_what_the_anew_run_of_the_same_task_left(anew, tmp_path):
     shutil.copytree(anew, tmp_path / FOLDER)
     finished([*QUICK, "--mode", "reuse_fix", "--run_root", tmp_path, "--reuse_pick", "g2"])
-    folder = tmp_path / "reuse_fix-digits-resnet8-resnet8"
+    folder = tmp_path / FOLDER.replace("anew", "reuse_fix")
     assert json_of(folder / "config.json")["reuse_generator_path"] == str(tmp_path / FOLDER / "gan_reuse.pth")
     for name in ("gan_reuse.pth", "decoder.pth"):  # weights stay; statistics are those of the new mixture
         before, after = state_in(anew, name), state_in(folder, name)
@@ -208,7 +220,7 @@ def test_without_images_it_distils_from_a_teacher_file_alone_says_so_in_one_line
     for arch, classes in (("resnet8", 100), ("wrn40_2", 10)):
         state = registry.classifier(arch, registry.DATASETS[f"cifar{classes}"]).state_dict()
         torch.save({"state_dict": state}, tmp_path / f"{arch}.pth")
-    line = [*QUICK, "--data_root", tmp_path, "--run_root", tmp_path]
+    line = [*TINY, *OF_RESNET8, "--data_root", tmp_path, "--run_root", tmp_path]
     finished([*line, "--dataset", "cifar100", "--teacher_path", tmp_path / "resnet8.pth"])
     folder = tmp_path / "anew-cifar100-resnet8-resnet8"
     lines, summary = (folder / "log.txt").read_text().splitlines(), json_of(folder / "summary.json")
@@ -265,6 +277,6 @@ def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_saved(tmp_path, m
     monkeypatch.setattr(
         Student, "learn", lambda self, *how: (learn(self, *how), self.classifier.head.bias.data[:1].fill_(bad))
     )
-    assert "student's fc.bias became nan in epoch 2" in error_of([*QUICK, "--run_root", tmp_path])
+    assert "student's fc2.bias became nan in epoch 2" in error_of([*QUICK, "--run_root", tmp_path])
     assert torch.load(tmp_path / FOLDER / "last.pth", weights_only=True)["progress"]["epoch"] == 1
     assert not (tmp_path / FOLDER / "student_last.pth").exists()

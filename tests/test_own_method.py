@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT, user_error
-from programs import OF_RESNET8, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
+from programs import OF_LENET, at_epoch, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
@@ -16,7 +16,7 @@ from datafree.methods.loading import method_class
 from datafree.reporting.report import examine, page
 from scripts.kill_test import differences
 
-LINE = ["--epochs", "3", "--warmup", "1", "--kd_steps", "2", "--batch_size", "8", "--precision", "fp32", *OF_RESNET8]
+LINE = ["--epochs", "3", "--warmup", "1", "--kd_steps", "2", "--batch_size", "8", "--precision", "fp32", *OF_LENET]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def alone(own, tmp_path_factory):
     """The folder of a run left alone."""
     root = tmp_path_factory.mktemp("alone")
     finished([*own, "--foo", "2", "--run_root", root])
-    return root / "Noise-digits-resnet8-resnet8"
+    return root / "Noise-digits-lenet5_bn-lenet5_bn"
 
 
 def test_its_flag_is_in_help_and_config_json_with_its_group_and_default(own, alone):
@@ -110,7 +110,7 @@ def test_resumed_after_a_stop_it_ends_as_the_one_left_alone(file, name, tmp_path
 def test_the_example_of_the_documentation_runs(tmp_path):
     line = [*LINE, "--method", "docs/pixels.py:Pixels", "--steps", "2", "--synthesis_batch_size", "8"]
     finished([*line, "--run_root", tmp_path])
-    assert float(rows_of(tmp_path / "Pixels-digits-resnet8-resnet8")[-1]["loss_tv"]) > 0
+    assert float(rows_of(tmp_path / "Pixels-digits-lenet5_bn-lenet5_bn")[-1]["loss_tv"]) > 0
 
 
 # Mistakes

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 from conftest import ROOT, user_error
-from programs import BEFORE, FOLDER, NAME, QUICK, SMALL, few_digits, finished  # noqa: F401
+from programs import FOLDER, LENET, NAME, QUICK, SMALL, few_digits, finished  # noqa: F401
 from small_run import SmallRun
 
 import registry
@@ -41,8 +41,8 @@ def test_student_and_teacher_score_on_pixels_what_the_summary_says(run):
 
 @pytest.mark.slow
 def test_a_teacher_of_several_sets_of_weights_is_the_one_that_the_run_had(tmp_path):
-    state = torch.load(BEFORE / "digits_resnet8.pth", weights_only=True)["state_dict"]
-    other = state | {"fc.bias": state["fc.bias"] + 1}
+    state = torch.load(LENET, weights_only=True)["state_dict"]
+    other = state | {"fc2.bias": state["fc2.bias"] + 1}
     torch.save({"model": state, "model_ema": other, "args": argparse.Namespace(lr=0.1)}, tmp_path / "t.pth")
     line = [*QUICK, "--run_root", tmp_path, "--teacher_path", tmp_path / "t.pth"]
     for tag, more, taken, bias in (
@@ -57,7 +57,7 @@ def test_a_teacher_of_several_sets_of_weights_is_the_one_that_the_run_had(tmp_pa
         assert remarks[-1] == "holds other objects, which were not made: argparse.Namespace"
         assert any("model_ema (--teacher_weights" in remark for remark in remarks) == (tag == "a")
         teacher = RunNetworks(folder, registry, "cpu", "fp32").teacher
-        assert torch.equal(teacher.state_dict()["fc.bias"], bias["fc.bias"])
+        assert torch.equal(teacher.state_dict()["fc2.bias"], bias["fc2.bias"])
 
 
 def test_perturbed_pixels_are_those_that_p_asks_for_within_its_bound(run):

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 from conftest import BF16, FP16, SINCE_2_7, small_spec, user_error
-from programs import FOLDER, QUICK, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
+from programs import OF_RESNET8, TINY, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
 from sharded import KNOBS, METHODS_THAT_ASK
 from test_processes import found_by_two
 
@@ -17,7 +17,8 @@ from registry import MODELS
 from scripts.kill_test import differences, start, wait
 
 ROUNDING, BY_ADAM = 1e-5, 5e-3  # which makes steps of full size of gradients that are rounding
-SHARDED = [*QUICK, "--shard", "--batch_size", "12", "--synthesis_batch_size", "12"]
+FOLDER = "anew-digits-resnet8-resnet8"
+SHARDED = [*TINY, *OF_RESNET8, "--shard", "--batch_size", "12", "--synthesis_batch_size", "12"]
 
 
 @pytest.fixture(scope="module")

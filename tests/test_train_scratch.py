@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from programs import QUICK, SCRATCH_FOLDER, epochs_of, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
+from programs import SCRATCH_FOLDER, TINY, epochs_of, error_of, few_digits, finished, json_of, rows_of, run  # noqa: F401
 
 import main
 import train_scratch
@@ -24,7 +24,7 @@ def test_a_teacher_that_it_wrote_is_where_main_looks_for_it_with_the_accuracy_th
     assert list(rows_of(folder)[0])[:5] == ["epoch", "loss", "accuracy_train", "accuracy", "lr"]
     assert epochs_of(folder) == ["1", "2", "3"] and json_of(folder / "status.json")["state"] == "finished"
     assert json_of(folder / "summary.json")["accuracy_last"] == content["accuracy"]
-    main.main([*QUICK[: QUICK.index("--teacher_path")]])
+    main.main([*TINY, "--teacher", "resnet8"])
     teacher = json_of(tmp_path / "run/anew-digits-resnet8-resnet8/summary.json")["accuracy_teacher"]
     assert teacher == pytest.approx(content["accuracy"])
 
