@@ -12,10 +12,10 @@ prepare() {
     stamp=$place/installed-$(cat requirements*.txt ${constraints:+"$constraints"} | cksum | cut -d' ' -f1)-$requirements
     if [ ! -e "$stamp" ]; then
         echo "installing $requirements (several GB with PyTorch; a minute or more)"
-        # --no-compile: most of what is installed is never imported; Python compiles the rest as it comes to it
         "$bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$requirements" \
             ${constraints:+-c "$constraints"} >"$place/pip.txt" 2>&1 ||
             fail "installing $requirements failed: $(why_pip_failed "$bin/python" "$place/pip.txt")"
+        "$bin/python" -m compileall -q -j 0 "$place" >/dev/null || true # pip has one core; some is for Python 2
         touch "$stamp"
     fi
     export PATH="$PWD/$bin:$PATH"

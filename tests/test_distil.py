@@ -47,6 +47,7 @@ def test_a_network_that_recomputes_its_layers_on_the_way_back_gives_the_run_of_o
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items() if "running" not in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["dtype", "device", "context"])
 def test_defaults_of_the_callers_do_not_matter_and_stay(setting, tmp_path):
     teacher, student = small_network(1), small_network(2)
@@ -66,6 +67,7 @@ def test_defaults_of_the_callers_do_not_matter_and_stay(setting, tmp_path):
     assert default_device() == kept[1]
 
 
+@pytest.mark.slow
 def test_a_network_of_torch_export_is_a_teacher_and_no_student(tmp_path):
     images, any_number = torch.rand(2, *SHAPE), {"x": {0: torch.export.Dim("images")}}
     kept = torch.export.export(small_network(1).eval(), (images,), dynamic_shapes=any_number).module()
@@ -86,6 +88,7 @@ class Spectral(Body):
         return super().forward(torch.fft.irfft2(torch.fft.rfft2(x.float()) * self.w, s=x.shape[2:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_complex_weights_are_learnt_too(optimizer, tmp_path):
     teacher, student = Spectral(), Spectral()
@@ -109,6 +112,7 @@ def test_a_torchscript_teacher_works_without_its_layers_and_a_torchscript_studen
     assert found.student.network is student and all(map(torch.equal, before, teacher.parameters()))
 
 
+@pytest.mark.slow
 def test_a_teacher_may_get_its_weights_from_a_file_and_is_not_changed(tmp_path):
     right, other = small_network(1), small_network(5)
     torch.save({"model": small_network(3).state_dict(), "ema": right.state_dict()}, tmp_path / "t.pth")

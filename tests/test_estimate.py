@@ -37,6 +37,7 @@ def soft():
         return made()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [5, 8])
 def test_few_images_tell_what_is_counted_in_an_iteration_and_a_step_on_more(soft, images):
     estimate, job = soft[0], soft[0].job

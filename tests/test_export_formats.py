@@ -26,6 +26,7 @@ def test_masks_of_infinity_and_complex_filters_leave_in_every_format(make, tmp_p
     assert exported(make(), ALL, tmp_path / "out").keys() == set(ALL)
 
 
+@pytest.mark.slow
 def test_what_is_no_tensor_stays_in_graphs_and_is_refused_by_safetensors(tmp_path):
     need_onnx()
     exported(ExtraState(), ["onnx", "torch_export"], tmp_path / "graphs")
@@ -41,6 +42,7 @@ def test_a_type_that_safetensors_has_not_is_one_line(tmp_path):
         exported(network, ["safetensors"], tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_a_weight_that_is_worked_out_at_every_pass_leaves_in_every_format(tmp_path):
     need_onnx()

@@ -131,6 +131,7 @@ def test_the_page_can_be_made_of_whatever_there_is():
     assert "- wrn: one remark" in pages[2] and "| a > b (wrn) | 336,000 |" in pages[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "state", "error"),
     [

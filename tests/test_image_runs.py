@@ -75,6 +75,7 @@ def test_without_test_images_train_scratch_trains_and_says_that_there_is_no_accu
     assert "holds neither train/ nor val/" in error_of(training(tmp_path, tmp_path, "--overwrite"), train_scratch)
 
 
+@pytest.mark.slow
 def test_what_is_left_says_what_the_classes_are_called(pets, tmp_path):
     finished(training(pets, tmp_path), train_scratch)
     finished(distilling(pets, tmp_path))

@@ -92,6 +92,7 @@ def test_a_job_waits_for_the_one_it_needs_while_others_pass(queue):
     assert [folder.name for folder in folders] == ["free", "first", "late"]
 
 
+@pytest.mark.slow
 def test_slots_work_at_once_each_with_its_variables(queue):
     jobs = [job(name, "--sleep", "0.3") for name in "abcd"]
     _, folders, lines = queue(jobs, [{"GPU": "5"}, {"GPU": "7"}])

@@ -237,6 +237,7 @@ def test_without_images_it_distils_from_a_teacher_file_alone_says_so_in_one_line
 # Teachers that go wrong
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_classes_have_another_order_is_warned_of_before_the_first_epoch(tmp_path):
     state = torch.load(ROOT / "checkpoints/pretrained/digits_resnet20.pth", weights_only=True)["state_dict"]
     state |= {name: state[name].roll(1, 0) for name in ("fc.weight", "fc.bias")}

@@ -71,6 +71,7 @@ def test_its_file_is_removed_by_overwrite_and_no_other(own, alone, tmp_path):
     assert not (tmp_path / alone.name / "start.pth").exists() and (tmp_path / alone.name / "mine.pth").exists()
 
 
+@pytest.mark.slow
 def test_its_terms_are_in_the_reports_curves_and_its_flags_in_bold(alone):
     report = examine(alone, registry)
     text = page([report])

@@ -192,6 +192,7 @@ QUICK = {"Tuple", "View", "Softmax"}  # of one second each; the others with all 
 CASES = [pytest.param(k, *v, id=k, marks=[] if k in QUICK else [pytest.mark.slow]) for k, v in GOOD.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "flags", "words"), CASES)
 def test_a_network_of_a_common_shape_teaches_and_learns(own, tmp_path, name, flags, words):
     log = finished(line(own, tmp_path, name, name, flags))
@@ -244,6 +245,7 @@ def test_a_grey_network_with_a_colour_flag_is_told_what_its_first_layer_takes(ow
     assert "cannot take batches of 2 colour images" in message and "--teacher_channels 1" in message
 
 
+@pytest.mark.slow
 def test_teacher_and_student_of_different_sizes_channels_and_normalisations_work_in_one_run(own, tmp_path):
     flags = "--teacher_img_size 12 20 --teacher_mean .4 .5 .6 --teacher_std .2 .2 .3 --student_mean .1 --student_std .3"
     log = finished(line(own, tmp_path, "OneSize", "Grey", flags))
@@ -251,6 +253,7 @@ def test_teacher_and_student_of_different_sizes_channels_and_normalisations_work
     assert "takes grey images of 8x8 pixels, mean 0.1, std 0.3" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["9", "10 14"])
 def test_images_of_any_height_and_width_are_made(own, tmp_path, size):
     finished(line(own, tmp_path, flags=f"--img_size {size}"))

@@ -20,6 +20,7 @@ def test_detail_of_two_pixels_is_fine_and_of_eight_is_not():
     assert pool_diversity.fine_share(waves) == pytest.approx(0, abs=1e-9) and pool_diversity.fine_share(broad) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [[], ["--hl", "--p_width", "4"]], ids=["images alone", "beside twins and labels"])
 def test_rounds_are_read_back_and_compared_within_and_between(targets, tmp_path, monkeypatch):
     made, keep = [], ImagePool.add
