@@ -293,7 +293,7 @@ def test_what_starts_a_run_of_several_again_names_all_machines(size, words, monk
 
 
 ALONE_AND_WATCHED = """
-import sys
+import gc, sys
 import torch, torchvision, torch.utils.tensorboard, torch._dynamo
 from torch import distributed
 
@@ -310,12 +310,14 @@ from datafree.cli.program import run_program
 run_program(main.main)
 new = {name for name in sys.modules if name.startswith(("torch.distributed", "submitit"))} - before
 assert not new and not distributed.is_initialized(), new
+idle = {"sklearn", "scipy", "pandas", "matplotlib", "timm", "transformers", "onnx"} & sys.modules.keys()
+assert not idle and gc.get_freeze_count() > 100_000, idle
 print("watched")
 """
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_loads_and_asks_nothing_of_torch_distributed(tmp_path):
+def test_a_run_of_one_process_loads_no_library_in_vain_and_asks_nothing_of_torch_distributed(tmp_path):
     command = [sys.executable, "-c", ALONE_AND_WATCHED, *QUICK, "--hl", "--p_width", "4", "--run_root", str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, timeout=300, **as_started_by_hand())
     assert done.returncode == 0 and done.stdout.endswith("watched\n"), done.stderr
