@@ -15,7 +15,10 @@ prepare() {
         "$bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$requirements" \
             ${constraints:+-c "$constraints"} >"$place/pip.txt" 2>&1 ||
             fail "installing $requirements failed: $(why_pip_failed "$bin/python" "$place/pip.txt")"
-        "$bin/python" -m compileall -q -j 0 "$place" >/dev/null || true # pip has one core; some is for Python 2
+        # pip would compile on one core; some packages hold files that are not for this Python
+        trap 'exit 130' INT
+        "$bin/python" -m compileall -q -j 0 "$place" >/dev/null 2>&1 || true
+        trap - INT
         touch "$stamp"
     fi
     export PATH="$PWD/$bin:$PATH"

@@ -17,7 +17,7 @@ while :; do
 done
 # Two small processes beat one with two threads: most tests are too small to share.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-unset PYTHONDONTWRITEBYTECODE # they start many programs: what one has compiled the next one need not
+unset PYTHONDONTWRITEBYTECODE # the tests start many programs: what one has compiled the next ones need not
 if [ -n "$lowest" ]; then
     bounds=$(mktemp)
     trap 'rm -f "$bounds"' EXIT

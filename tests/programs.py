@@ -36,8 +36,9 @@ OF_RESNET8 = ["--teacher", "resnet8", "--teacher_path", str(BEFORE / "digits_res
 # --weight_decay 0 --precision fp32
 LENET = str(ROOT / "tests/fixtures/digits_lenet5_bn.pth")
 OF_LENET = ["--teacher", "lenet5_bn", "--teacher_path", LENET, "--student", "lenet5_bn"]
-QUICK = [*TINY, *OF_LENET]  # half a second with few_digits
-FOLDER, SCRATCH_FOLDER = "anew-digits-lenet5_bn-lenet5_bn", "scratch-digits-resnet8"
+QUICK, FOLDER = [*TINY, *OF_LENET], "anew-digits-lenet5_bn-lenet5_bn"  # half a second with few_digits
+COLOUR, COLOUR_FOLDER = [*TINY, *OF_RESNET8], "anew-digits-resnet8-resnet8"  # with blocks and stages, in a second
+SCRATCH_FOLDER = "scratch-digits-resnet8"
 
 
 def script(name):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from conftest import FP32
-from programs import BEFORE, OF_RESNET8, TINY, error_of, finished, json_of
+from programs import BEFORE, COLOUR, COLOUR_FOLDER, error_of, finished, json_of
 
 import registry
 from datafree.engine.evaluation import percentage_equal, predict
@@ -27,8 +27,8 @@ def test_its_teacher_is_as_accurate_as_it_was():
 
 @pytest.mark.slow
 def test_its_parts_are_reused(tmp_path):
-    finished([*TINY, *OF_RESNET8, "--mode", "reuse_fix", *PATHS, "--reuse_pick", "g2", "--run_root", tmp_path])
-    folder = tmp_path / "reuse_fix-digits-resnet8-resnet8"
+    finished([*COLOUR, "--mode", "reuse_fix", *PATHS, "--reuse_pick", "g2", "--run_root", tmp_path])
+    folder = tmp_path / COLOUR_FOLDER.replace("anew", "reuse_fix")
     assert json_of(folder / "config.json")["ngf"] == 4 and json_of(folder / "summary.json")["reused_network"] == "g2"
     for name in ("gan_reuse.pth", "decoder.pth"):
         before, after = (torch.load(at / name, weights_only=True)["state_dict"] for at in (BEFORE, folder))
@@ -38,10 +38,10 @@ def test_its_parts_are_reused(tmp_path):
 
 @pytest.mark.parametrize("form", ["the folder", "the same flags"])
 def test_its_runs_are_not_resumed_and_left_as_they_are(form, tmp_path):
-    folder = tmp_path / "anew-digits-resnet8-resnet8"
+    folder = tmp_path / COLOUR_FOLDER
     folder.mkdir()
     shutil.copy(BEFORE / "config.json", folder)
-    line = ["--resume", folder] if form == "the folder" else [*TINY, *OF_RESNET8, "--run_root", tmp_path, "--resume"]
+    line = ["--resume", folder] if form == "the folder" else [*COLOUR, "--run_root", tmp_path, "--resume"]
     message = error_of(line)
     assert str(folder) in message and "another version" in message and "--overwrite" in message
     assert [file.name for file in folder.iterdir()] == ["config.json"]

@@ -73,9 +73,11 @@ def test_a_failed_installation_is_one_line_that_says_why(what, checkout):
 
 def test_what_is_installed_is_not_installed_again_until_the_requirements_change(checkout):
     python = checkout / ".venv/bin/python"
-    python.write_text('#!/bin/sh\nif [ "$2" = pip ]; then echo called >> calls.txt; fi\n')
+    fails = 'if [ "$2" = compileall ]; then echo "for another Python" >&2; exit 1; fi'  # which does not matter
+    python.write_text(f'#!/bin/sh\nif [ "$2" = pip ]; then echo called >> calls.txt; fi\n{fails}\n')
     for _ in range(2):
-        assert bash("prepare requirements.txt; python -c ''", checkout).returncode == 0
+        done = bash("prepare requirements.txt; python -c ''", checkout)
+        assert (done.returncode, done.stderr) == (0, "")
     assert (checkout / "calls.txt").read_text() == "called\n"
     (checkout / "requirements.txt").write_text("numpy\n")
     bash("prepare requirements.txt", checkout)

@@ -241,7 +241,8 @@ def test_rounds_in_fp16_give_fp32_images_near_those_of_fp32_and_finite_terms(nam
 @pytest.mark.parametrize("model", registry.MODELS)
 def test_every_model_of_the_registry_teaches_with_every_method_or_is_refused_in_one_line(model):
     channels = registry.READS[model].channels if model in registry.READS else 3
-    network, size = registry.MODELS[model](CLASSES), 32 if model.startswith(("vgg", "lenet")) else 16
+    network = registry.MODELS[model](CLASSES)
+    size = 32 if model.startswith(("vgg", "lenet")) else 16  # those halve maps until none is left, or read 32 alone
     teacher = frozen(Classifier(network, model, CLASSES, size, MEAN[:channels], STD[:channels]), FP32)
     for name in registry.METHODS:
         context = small_context(teacher)

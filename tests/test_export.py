@@ -11,8 +11,8 @@ import torchvision
 from conftest import CLASSES, MEAN, ROOT, SIZE, STD, small_classifier, small_network
 from PIL import Image
 from programs import (  # noqa: F401 (few_digits: a fixture)
-    OF_RESNET8,
-    TINY,
+    COLOUR,
+    COLOUR_FOLDER,
     error_of,
     few_digits,
     finished,
@@ -49,8 +49,8 @@ def need_onnx():
 def run(tmp_path_factory):
     """The folder of a finished tiny run."""
     root = tmp_path_factory.mktemp("runs")
-    finished([*TINY, *OF_RESNET8, "--run_root", root])
-    return root / "anew-digits-resnet8-resnet8"
+    finished([*COLOUR, "--run_root", root])
+    return root / COLOUR_FOLDER
 
 
 def blocks(folder):

@@ -7,7 +7,7 @@ import pytest
 import test_every_method
 import torch
 from conftest import CPU
-from programs import FOLDER, QUICK, at_epoch, epochs_of, few_digits, finished, json_of, run  # noqa: F401
+from programs import COLOUR, COLOUR_FOLDER, at_epoch, epochs_of, few_digits, finished, json_of, run  # noqa: F401
 from test_pool import COLUMNS, PLAIN, stream, whole_batch
 from test_sync import FLAGS, a_round, prepared
 
@@ -175,8 +175,8 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_where_runs_left_alone_do(
     """Always: all epochs, the same random numbers, the images made before the stop as they were. Bit for bit only where
     two runs left alone are: what a kernel adds up in no fixed order is no fault of resuming."""
     pool_in(kind)
-    line = [*QUICK, *ON_GPU, "--precision", precision, "--run_root"]
-    whole, again, cut = (tmp_path / name / FOLDER for name in "abc")
+    line = [*COLOUR, *ON_GPU, "--precision", precision, "--run_root"]
+    whole, again, cut = (tmp_path / name / COLOUR_FOLDER for name in "abc")
     assert f"pool {kind}" in finished([*line, whole.parent])
     finished([*line, again.parent])
     at_epoch(2)
@@ -219,7 +219,7 @@ def test_memory_does_not_grow_from_epoch_to_epoch(tmp_path, monkeypatch):
         torch.cuda.reset_peak_memory_stats()
 
     monkeypatch.setattr(RunFolder, "record", watch)
-    finished([*QUICK, *ON_GPU, "--epochs", "8", "--hl", "--p_width", "4", "--run_root", tmp_path])
+    finished([*COLOUR, *ON_GPU, "--epochs", "8", "--hl", "--p_width", "4", "--run_root", tmp_path])
     kept, most = zip(*taken[3:], strict=True)  # by then, all optimisers have their state
     assert len(taken) == 8 and max(kept) < kept[0] + batch_bytes(32) and max(most) < 1.05 * most[0], taken
 
@@ -242,7 +242,7 @@ def test_a_round_leaves_no_more_memory_taken_than_the_one_before(what, tmp_path)
 def test_a_run_on_the_second_gpu_takes_nothing_of_the_first(tmp_path):
     before = torch.cuda.memory_allocated(0)
     torch.cuda.reset_peak_memory_stats(0)
-    said = finished([*QUICK, "--device", "cuda:1", "--no_compile", "--run_root", tmp_path])
+    said = finished([*COLOUR, "--device", "cuda:1", "--no_compile", "--run_root", tmp_path])
     assert "runs on: cuda:1" in said and torch.cuda.max_memory_allocated(0) == before
     assert torch.cuda.max_memory_allocated(1) > 0
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from conftest import SINCE_2_7
-from programs import OF_LENET, few_digits  # noqa: F401
+from programs import OF_LENET, OF_RESNET8, few_digits  # noqa: F401
 
 from scripts import kill_test
 
@@ -22,12 +22,11 @@ LINES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="autograd lets no process with a GPU fork: run the script itself")
 @pytest.mark.parametrize("signal", LINES)
 def test_interruptions_at_random_moments_change_nothing(signal, capfd):
     signal, line = signal.split()[0], LINES[signal]
-    networks = () if "train_scratch" in line else OF_LENET
+    networks = () if "train_scratch" in line else OF_RESNET8 if "--shard" in line else OF_LENET
     assert kill_test.main(["--kills", "4", "--signal", signal, *line.split(), *networks]) == 0
     told = capfd.readouterr().out
     assert int(re.match(rf"(\d+) SIG{signal}", told)[1]) >= 4 and told.endswith(": 0 differences\n")

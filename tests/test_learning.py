@@ -33,7 +33,7 @@ def first(tmp_path_factory):
 
 
 def test_a_student_that_never_saw_a_digit_learns_to_read_them(first):
-    assert column(first, "accuracy")[-1] > 50  # chance is 10; 76, 81 and 68 with seeds 0, 1 and 2
+    assert column(first, "accuracy")[-1] > 50  # chance is 10; 77, 73 and 65 with seeds 0, 1 and 2
 
 
 SHORT = {  # method: flags
@@ -71,7 +71,7 @@ def test_a_reused_generator_reaches_a_loss_and_an_accuracy_sooner_than_a_new_one
     anew, reused = (run_root / f"{mode}-digits-resnet8-lenet5_bn" for mode in ("anew", "reuse_common"))
     losses = column(anew, "loss_generator"), column(reused, "loss_generator")
     assert losses[1][1] < losses[0][-1]  # in its second epoch where the new one is not in its last
-    assert column(reused, "accuracy")[-1] > column(anew, "accuracy")[-1] + 10  # seeds 0 and 1: 42 and 29
+    assert column(reused, "accuracy")[-1] > column(anew, "accuracy")[-1] + 20  # by 42 and 29 points with seeds 0 and 1
 
 
 def test_a_student_of_a_teacher_without_batch_norm_learns_to_read_digits_too(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import FP32, ROOT, same_state
 from programs import (  # noqa: F401
+    COLOUR,
     FOLDER,
-    OF_RESNET8,
     QUICK,
     TINY,
     epochs_of,
@@ -220,7 +220,7 @@ def test_without_images_it_distils_from_a_teacher_file_alone_says_so_in_one_line
     for arch, classes in (("resnet8", 100), ("wrn40_2", 10)):
         state = registry.classifier(arch, registry.DATASETS[f"cifar{classes}"]).state_dict()
         torch.save({"state_dict": state}, tmp_path / f"{arch}.pth")
-    line = [*TINY, *OF_RESNET8, "--data_root", tmp_path, "--run_root", tmp_path]
+    line = [*COLOUR, "--data_root", tmp_path, "--run_root", tmp_path]
     finished([*line, "--dataset", "cifar100", "--teacher_path", tmp_path / "resnet8.pth"])
     folder = tmp_path / "anew-cifar100-resnet8-resnet8"
     lines, summary = (folder / "log.txt").read_text().splitlines(), json_of(folder / "summary.json")

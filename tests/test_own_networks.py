@@ -192,7 +192,6 @@ QUICK = {"Tuple", "View", "Softmax"}  # of one second each; the others with all 
 CASES = [pytest.param(k, *v, id=k, marks=[] if k in QUICK else [pytest.mark.slow]) for k, v in GOOD.items()]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "flags", "words"), CASES)
 def test_a_network_of_a_common_shape_teaches_and_learns(own, tmp_path, name, flags, words):
     log = finished(line(own, tmp_path, name, name, flags))

@@ -8,7 +8,20 @@ import signal
 
 import pytest
 import torch
-from programs import FOLDER, QUICK, Crash, at_epoch, epochs_of, error_of, few_digits, finished, json_of, run, tree  # noqa: F401
+from programs import (  # noqa: F401
+    FOLDER,
+    OF_RESNET8,
+    QUICK,
+    Crash,
+    at_epoch,
+    epochs_of,
+    error_of,
+    few_digits,
+    finished,
+    json_of,
+    run,
+    tree,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
@@ -21,7 +34,7 @@ from scripts.kill_test import differences
 pytestmark = pytest.mark.slow
 
 FORMS = {
-    "reuse_fix": "--mode reuse_fix",
+    "reuse_fix, residual networks": f"--mode reuse_fix {shlex.join(OF_RESNET8)} --student resnet8",
     "hard loss, two rounds an epoch, saved every other": "--hl --p_width 4 --ep_steps 4 --save_every 2",
     "hard loss, fp16": "--hl --p_width 4 --precision fp16",
     "hard loss, attack at every step": "--hl --p_width 4 --attack_at step --pa 0.5 --ep_steps 3",
@@ -39,7 +52,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.slow
 def test_resuming_with_the_folder_alone_changes_nothing(form, alone, tmp_path, at_epoch):  # noqa: F811
-    flags = [*QUICK, *FORMS[form].split()]
+    flags = [*QUICK, *shlex.split(FORMS[form])]
     if "reuse" in form:
         flags += ["--reuse_generator_path", alone / "gan_reuse.pth", "--reuse_decoder_path", alone / "decoder.pth"]
     finished([*flags, "--run_root", tmp_path / "whole"])

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 from conftest import BF16, FP16, SINCE_2_7, small_spec, user_error
-from programs import OF_RESNET8, TINY, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
+from programs import COLOUR, COLOUR_FOLDER, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
 from sharded import KNOBS, METHODS_THAT_ASK
 from test_processes import found_by_two
 
@@ -17,8 +17,7 @@ from registry import MODELS
 from scripts.kill_test import differences, start, wait
 
 ROUNDING, BY_ADAM = 1e-5, 5e-3  # which makes steps of full size of gradients that are rounding
-FOLDER = "anew-digits-resnet8-resnet8"
-SHARDED = [*TINY, *OF_RESNET8, "--shard", "--batch_size", "12", "--synthesis_batch_size", "12"]
+SHARDED = [*COLOUR, "--shard", "--batch_size", "12", "--synthesis_batch_size", "12"]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def alone(on_cpus, tmp_path_factory):
         root = tmp_path_factory.mktemp("alone")
         said = root / "terminal.txt"
         assert ends([*line, "--run_root", f"{root}/run"], said, 2) == [0, 0], said.read_text()
-        folders.append(root / "run" / FOLDER)
+        folders.append(root / "run" / COLOUR_FOLDER)
     return folders
 
 
@@ -107,7 +106,7 @@ def test_a_runs_student_is_the_one_that_two_whole_ones_become_in_a_plain_file(al
 @pytest.mark.parametrize("after", [2, 1])
 def test_a_stopped_run_goes_on_bit_for_bit_with_as_many_processes_and_with_others(after, alone, tmp_path, at_epoch):  # noqa: F811
     line, said = [*SHARDED, "--run_root", f"{tmp_path}/run"], tmp_path / "terminal.txt"
-    folder = tmp_path / "run" / FOLDER
+    folder = tmp_path / "run" / COLOUR_FOLDER
     at_epoch(2)
     assert ends(line, said, 2) == [143, 143], said.read_text()
     at_epoch(0)

@@ -63,7 +63,7 @@ def run_program(main: Callable[[list[str]], None]) -> None:
 
 @cache
 def _keep_what_is_imported() -> None:
-    """It is no garbage: nobody waits, least of all at the end, until it has been looked through for some."""
+    """The garbage collector passes over it, and over everything as the program ends: memory goes back anyway."""
     gc.freeze()
     atexit.register(gc.freeze)
 

@@ -1,9 +1,9 @@
 """Two small data sets that need no download: UCI's handwritten digits, and pairs of them with 100 classes.
 
 The 1,797 images of 8x8 pixels (0..16) are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and
-Kaynak, 1998; CC BY 4.0), in the order in which scikit-learn's ``load_digits`` has them. A stratified fifth is held out:
-``train_test_split`` of scikit-learn, seed 0. digits.npz holds pixels, labels and the indices of both parts, so that
-nobody waits for that library. Split, pairs and sizes were chosen by us.
+Kaynak, 1998; CC BY 4.0), as scikit-learn's ``load_digits`` has them. A stratified fifth is held out, by its
+``train_test_split(np.arange(1797), test_size=0.2, stratify=labels, random_state=0)``. digits.npz holds pixels, labels
+and the indices of both parts, so that nobody waits for that library. Split, pairs and sizes were chosen by us.
 """
 
 from pathlib import Path
