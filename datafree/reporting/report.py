@@ -114,9 +114,8 @@ def examine(path: Path | str, names: Any) -> Report:
     for label in [] if images is None else ["student", "teacher"] if distilled else ["model"]:
         try:
             predicted, true = networks.predict(networks.teacher if label == "teacher" else networks.student, images)
-            classes = len(report.names)
-            pairs = (classes * true + predicted).bincount(minlength=classes**2)
-            report.matrices[label] = pairs.view(classes, classes).cpu().numpy()
+            pairs = (len(report.names) * true + predicted).bincount(minlength=len(report.names) ** 2)
+            report.matrices[label] = pairs.view(len(report.names), -1).cpu().numpy()
         except UserError as error:
             report.missing.append(str(error))
     draw(report)
