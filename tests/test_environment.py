@@ -84,6 +84,13 @@ def test_what_is_installed_is_not_installed_again_until_the_requirements_change(
     assert (checkout / "calls.txt").read_text() == "called\ncalled\n"
 
 
+def test_ctrl_c_while_packages_are_compiled_ends_it_and_they_are_not_taken_for_installed(checkout):
+    python = checkout / ".venv/bin/python"
+    python.write_text('#!/bin/sh\nif [ "$2" = compileall ]; then kill -INT $PPID; exit 1; fi\n')  # as compileall ends
+    assert bash("prepare requirements.txt; touch went-on", checkout).returncode == 130
+    assert not (checkout / "went-on").exists() and not [*(checkout / ".venv").glob("installed-*")]
+
+
 @pytest.mark.parametrize(
     ("python", "words"), [("no-such-python", "missing or older than 3.10"), ("old", "missing or older than 3.10")]
 )
