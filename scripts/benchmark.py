@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from floors import Measure, Times, floors, flops, matmul_rate, operations, timed, unit
+from floors import Measure, Times, elsewhere, floors, flops, matmul_rate, operations, timed
 
 import registry
 from datafree.cli.program import run_program
@@ -126,12 +126,12 @@ def random_classifier(name: str, spec: DatasetSpec) -> Classifier:
 def measured(
     values: Namespace, spec: DatasetSpec, compute: Compute, repeats: int, folder: Path, small: bool = False
 ) -> dict[str, Any]:
-    """Everything, at one batch size; where ``small``, against small matrix products and without the unit."""
+    """Everything, at one batch size; where ``small``, in one process, with small matrices, without the unit."""
     device.reset_peak_memory(compute.device)
     teacher, student = (random_classifier(name, spec) for name in (values.teacher, values.student))
-    measures, steps = beside(teacher, student, values, compute, spec)
-    if not small:
-        measures["unit"] = unit(registry.MODELS["resnet18"](10), compute.device)
+    measures, steps = beside(teacher, student, values, compute, spec, small)
+    if small:
+        del measures["unit"]
     job, said = prepare(values, spec, teacher.cpu(), student.cpu(), AeahlRg, compute), []
     job.targets.observed = True  # of the attack: P as it began will do
     job.compiling.say = job.student.say = said.append
@@ -171,10 +171,12 @@ def recorded(job: Job) -> bool:
 
 
 def beside(
-    teacher: Classifier, student: Classifier, values: Namespace, compute: Compute, spec: DatasetSpec
+    teacher: Classifier, student: Classifier, values: Namespace, compute: Compute, spec: DatasetSpec, small: bool
 ) -> tuple[dict[str, Measure], dict[str, int]]:
     """The floors and training; and by name how many steps those are that are timed several together."""
-    measures, steps = floors(teacher.network, student.network, values, spec.shape, compute.device), {}
+    of_floors = teacher.network, student.network, values, spec.shape, compute.device
+    apart = compute.device.type == "cpu" and not small
+    measures, steps = elsewhere(floors, *of_floors) if apart else floors(*of_floors), {}
     if compute.device.type == "cuda":
         steps = dict.fromkeys(("floor_kd", "floor_train"), STEPS_ON_GPU)
         measures |= {name: repeated(measures[name], count) for name, count in steps.items()}

@@ -3,16 +3,21 @@
 floor_kd     teacher forward without gradient; student forward, backward, SGD step; one ready batch
 floor_synth  K times: generator, teacher and student forward, backward to the images and on into the generator, Adam
 floor_train  forward, backward and SGD step of the teacher on one ready batch
-             all in plain fp32, default memory format, eager, a nearest up-sampling before each convolution of G
+             all in plain fp32, default memory format, eager, a nearest up-sampling before each convolution of G, and
+             on a CPU in a process of their own, whose memory is managed as Python's and PyTorch's programs have it
 unit         forward and backward of the registry's resnet18 on 64x3x32x32, likewise: a yardstick of the machine
 """
 
 import copy
+import multiprocessing
 import statistics
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import registry
 from datafree.engine.device import Compute, synchronise
 from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv
 
@@ -64,6 +70,29 @@ def timed(measures: Mapping[str, Measure], repeats: int, device: torch.device, w
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: Times(values) for name, values in seconds.items()}
+
+
+def elsewhere(make: Callable[..., dict[str, Measure]], *args: object) -> dict[str, Measure]:
+    """The measures that ``make(*args)`` gives, made and called in a process of their own, which ends with the last."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=_serve, args=(there, make, args), daemon=True).start()
+    there.close()
+
+    def call(name: str) -> None:
+        here.send(name)
+        here.recv()
+
+    return {name: partial(call, name) for name in here.recv()}
+
+
+def _serve(pipe: Connection, make: Callable[..., dict[str, Measure]], args: tuple[object, ...]) -> None:
+    measures = make(*args)
+    pipe.send(list(measures))
+    with suppress(EOFError):
+        while True:
+            measures[pipe.recv()]()
+            pipe.send(None)
 
 
 class _PlainUpsampledConv(UpsampledConv):
@@ -156,7 +185,7 @@ def unit(resnet18: nn.Module, device: torch.device) -> Measure:
 def floors(
     teacher: nn.Module, student: nn.Module, values: Namespace, shape: tuple[int, int, int], device: torch.device
 ) -> dict[str, Measure]:
-    """All floors for a pair of networks that take normalised images, by name."""
+    """All floors for a pair of networks that take normalised images, by name, and the unit."""
     teacher, student = teacher.to(device), student.to(device)
     x = torch.randn(values.batch_size, *shape, device=device)
     generator = plain_generator(values.nz, values.ngf, shape)
@@ -164,6 +193,7 @@ def floors(
         "floor_kd": floor_kd(teacher, student, x),
         "floor_synth": floor_synth(teacher, student, generator, values.synthesis_batch_size, values.g_steps),
         "floor_train": floor_train(teacher, x),
+        "unit": unit(registry.MODELS["resnet18"](10), device),
     }
 
 

@@ -1,6 +1,7 @@
 """The benchmark: its arithmetic by hand, its floors the same networks, and a short run of all of it (nothing timed)."""
 
 import json
+import os
 
 import floors
 import pytest
@@ -47,6 +48,21 @@ def test_floors_move_copies_and_leave_the_networks_alone():
     assert not same_state(state_of(generator), made)
 
 
+def notes(path):
+    """Measures that write down where they are called."""
+    return {name: lambda name=name: path.write_text(f"{name} {os.getpid()}") for name in ("a", "b")}
+
+
+@pytest.mark.slow
+def test_measures_are_made_and_called_in_a_process_of_their_own(tmp_path):
+    measures, found = floors.elsewhere(notes, tmp_path / "note"), []
+    for name in ("b", "a", "b"):
+        measures[name]()
+        found.append((tmp_path / "note").read_text().split())
+    assert [name for name, _ in found] == ["b", "a", "b"] and list(measures) == ["a", "b"]
+    assert len({process for _, process in found} | {str(os.getpid())}) == 2
+
+
 def test_operations_are_two_a_multiplication():
     a, b = torch.randn(3, 5), torch.randn(5, 7)
     assert flops(lambda: a @ b) == 2 * 3 * 5 * 7
@@ -88,7 +104,8 @@ def test_the_benchmark_runs_to_its_end_and_writes_every_number(tmp_path, monkeyp
     program, file = script("benchmark"), tmp_path / "new" / "numbers.json"
     monkeypatch.setattr(program, "BATCHES", (1, 2))
     monkeypatch.setattr(program, "POOLS", (20, 40))
-    monkeypatch.setattr(program, "unit", lambda network, device: lambda: torch.ones(9).exp())
+    monkeypatch.setattr(program, "elsewhere", lambda make, *args: make(*args))
+    monkeypatch.setattr(floors, "unit", lambda network, device: lambda: torch.ones(9).exp())
     monkeypatch.setattr(program, "matmul_rate", lambda compute, sizes: 1e9)
     monkeypatch.setattr(program, "TEST_IMAGES", 16)
     tiny = "--repeats 1 --batch_size 4 --g_steps 1 --kd_steps 1 --ngf 8 --p_width 4 --precision fp32 --hl --growth"

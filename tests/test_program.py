@@ -1,5 +1,6 @@
 """How a program leaves: one line and a status for whatever the user, the machine or a signal did."""
 
+import platform
 import subprocess
 import sys
 
@@ -58,3 +59,20 @@ def test_a_reader_that_left_and_a_terminal_that_is_full_or_knows_no_such_letter_
     left, filled = ((process.communicate()[1], process.returncode) for process in started)
     assert left == (b"", 141)
     assert filled[1] == 2 and filled[0].startswith(b"error: ") and filled[0].count(b"\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_memory_that_is_freed_stays_with_the_program():
+    code = """if True:
+    import resource
+    from datafree.cli.program import run_program
+    faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    def main(argv):
+        before = faults()
+        for _ in range(10):
+            bytearray(b"x") * (40 << 20)
+        print((faults() - before) * resource.getpagesize() >> 20)
+    run_program(main)"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 100  # MB taken anew, of 400

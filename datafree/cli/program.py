@@ -11,6 +11,7 @@ from functools import cache
 from typing import NoReturn
 
 from .. import processes
+from ..engine.freed_memory import keep_freed_memory
 from ..errors import UserError, is_out_of_memory
 from ..runs.stopping import Stopped
 
@@ -22,6 +23,7 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     memory, or a file. A signal becomes one line and 128 plus its number.
     """
     _keep_what_is_imported()
+    keep_freed_memory()
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us, or a program of Windows without a terminal
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 (as long as we live)
