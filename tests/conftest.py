@@ -17,6 +17,7 @@ from datafree.data.batch import Batch
 from datafree.data.specs import DatasetSpec
 from datafree.engine.context import Context
 from datafree.engine.device import PRECISIONS, Compute
+from datafree.engine.freed_memory import keep_freed_memory
 from datafree.engine.randomness import Streams
 from datafree.errors import UserError
 from datafree.methods.aeahl_rg import build_generator
@@ -41,6 +42,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # what is imported stays: it is not looked through for garbage again and again
+    keep_freed_memory()  # as programs do
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from programs import FOLDER, OF_LENET, QUICK, at_epoch, error_of, few_digits, fi
 from test_every_method import NO_TEACHER, folder_in, line
 
 from datafree.engine.costs import Costs
+from datafree.errors import UserError
 from datafree.runs import budget
 from datafree.runs.budget import Prices, Trial, planned
 from datafree.runs.snapshot import Snapshot
@@ -35,6 +36,13 @@ def test_a_run_costs_the_sum_of_its_parts(epochs, warmup):
     assert PRICES.of(LENGTH, epochs, warmup) == by_hand(epochs, warmup)
 
 
+@pytest.mark.parametrize(("writing", "seconds"), [(1, 42 + 1), (21, 42 + 21), (25, 50 + 25)])
+def test_files_written_behind_a_run_are_waited_for_where_they_take_longer_than_its_epochs_and_at_the_end(
+    writing, seconds
+):
+    assert Prices(warmup=0, synthesis=0, step=1.4, writing=writing).of(LENGTH, 3, 0) == seconds  # three epochs of 14 s
+
+
 @pytest.mark.parametrize("amount", [33, 34, 100, 1000, 12345.6])
 def test_the_plan_is_the_longest_run_within_the_budget(amount):
     epochs, warmup = planned(amount, "s", PRICES, LENGTH)
@@ -48,7 +56,7 @@ def test_a_budget_of_less_than_an_epoch_is_refused():
 
 
 def test_a_budget_that_is_over_before_the_run_begins_is_refused(monkeypatch):
-    monkeypatch.setattr(budget, "prices", lambda *_: [(0, 0)] * 6)
+    monkeypatch.setattr(budget, "prices", lambda *_: [(0, 0)] * 7)
     with user_error("the budget of 5 s is less than the ", "s that went before the run begins"):
         budget.plan_within((5, "s"), LENGTH, lambda: None, lambda: None, time.perf_counter() - 7)
 
@@ -147,6 +155,26 @@ def test_saving_is_in_the_plan(every, most, tmp_path, monkeypatch, few_digits): 
     summary = json_of(tmp_path / FOLDER / "summary.json")
     assert 2 <= summary["epochs"] <= most  # half a second a save
     assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "behind"), [([], False), (["--save_async"], True)])
+def test_a_state_that_is_written_behind_the_run_costs_it_the_copy(flags, behind, tmp_path, monkeypatch, few_digits):  # noqa: F811
+    tried, saved = [], Snapshot.save
+
+    def slow(snapshot):
+        time.sleep(0.5)
+        saved(snapshot)
+
+    def enough(amount, unit, prices, length):
+        tried.append(prices)
+        raise UserError("enough", "stop here")
+
+    monkeypatch.setattr(Snapshot, "save", slow)
+    monkeypatch.setattr(budget, "planned", enough)
+    error_of([*QUICK, "--budget_seconds", "20", "--run_root", tmp_path, *flags])
+    found = tried[0]
+    assert 0 < found.saving < 0.5 < found.writing if behind else found.saving > 0.5 and found.writing == 0
 
 
 def test_contradicting_and_hopeless_budgets_are_refused():

@@ -1,7 +1,9 @@
 """How many epochs a budget buys: the parts of an epoch are tried on copies, before the run begins.
 
 an epoch of warm-up    rounds * synthesis
-an epoch               rounds * synthesis + steps * distillation, and now and then an evaluation and a saved state
+an epoch               rounds * synthesis + steps * distillation, and now and then an evaluation and a saved state, of
+                       which with --save_async the copy alone is waited for, and where it takes longer than the rest
+                       of an epoch, the file
 the plan               the most epochs within the budget, the share of warm-up as it was
 """
 
@@ -21,7 +23,7 @@ from ..engine.device import Compute, synchronise
 from ..engine.evaluation import Evaluation
 from ..engine.randomness import global_draws_forgotten
 from ..errors import UserError
-from .run import period
+from .run import period, saves_behind
 from .snapshot import Snapshot
 
 SHARE = 0.01  # of the seconds, over which each part is timed; chosen by us
@@ -65,7 +67,7 @@ class Length(Protocol):
 class Prices:
     """Of a round's synthesis in warm-up and later, of a distillation step, an evaluation, and of what comes once.
 
-    Saving is spread over the epochs: of a state that is saved in every fifth a fifth.
+    Saving is spread over the epochs: of a state that is saved in every fifth a fifth. Writing goes on behind them.
     """
 
     warmup: float
@@ -74,6 +76,7 @@ class Prices:
     evaluation: float = 0.0
     once: float = 0.0
     saving: float = 0.0
+    writing: float = 0.0
 
     def of(self, length: Length, epochs: int, warmup: int) -> float:
         """A run of so many epochs, warm-up among them."""
@@ -81,7 +84,7 @@ class Prices:
         evaluations = sum(epoch % length.eval_every == 0 or epoch == epochs for epoch in range(warmup + 1, epochs + 1))
         an_epoch = rounds * self.synthesis + sum(length.rounds) * self.step
         worked = warmup * rounds * self.warmup + learning * an_epoch + evaluations * self.evaluation
-        return self.once + worked + epochs * self.saving
+        return self.once + max(worked + epochs * self.saving, (epochs - 1) * self.writing) + self.writing
 
 
 def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[int, int]:
@@ -97,7 +100,7 @@ def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[i
     def warm(epochs: int) -> int:
         return min(round(length.warmup / length.epochs * epochs), epochs - 1)
 
-    if prices.of(length, 1, 0) == prices.once + prices.saving:
+    if prices.of(length, 1, 0) == prices.once + prices.saving + prices.writing:
         raise UserError(f"an epoch takes no {unit}: the budget sets no end to it", "give --budget_seconds or --epochs")
     if not within(1):
         what = f"the budget of {budget:g} {unit} is less than one epoch takes, {prices.of(length, 1, 0):.3g}"
@@ -201,8 +204,13 @@ def prices(job: Any, images: Images | None, enough: float) -> list[tuple[float, 
     scored = trial(lambda: job.score(evaluation[0]))
     ended = trial(method.finish, 0)
     count, in_seconds = period(job.values.save_every)
-    saved = 0.0 if in_seconds else trial(lambda: save_aside(job))[0] / count
-    return [warmup, later, step, (scored[0], 0.0), (began[0] + ended[0], ended[1]), (saved, 0.0)]
+    saving = writing = 0.0
+    if not in_seconds:
+        saving = trial(lambda: save_aside(job))[0] / count
+    if saving and saves_behind(job.values.save_async):
+        saving, writing = trial(Snapshot(Path(), job.parts, job.pool).taken)[0] / count, saving
+    once = began[0] + ended[0], ended[1]
+    return [warmup, later, step, (scored[0], 0.0), once, (saving, 0.0), (writing, 0.0)]
 
 
 def save_aside(job: Any) -> None:

@@ -49,6 +49,11 @@ class SavingConfig(configuration.Config):
     save_async: bool = knob(False, "write a state while the run goes on: for slow disks and short epochs", free=True)
 
 
+def saves_behind(save_async: bool) -> bool:
+    """Whether a run goes on while its state is written: several processes wait for each other."""
+    return save_async and processes.size() == 1
+
+
 def period(text: str) -> tuple[float, bool]:
     """``"5"`` -> (5, False), epochs; ``"30s"`` -> (30, True), seconds. Raises ValueError for anything else."""
     digits, seconds = text.removesuffix("s"), text.endswith("s")
@@ -256,7 +261,7 @@ def opened(
         RunFolder(*how) if processes.first() else SilentFolder(path, how[2]) as folder,
         StopRequests() as stop,
         processes.watched(),
-        Writer(values.save_async and processes.size() == 1) as writer,
+        Writer(saves_behind(values.save_async)) as writer,
     ):
         if processes.agreed(folder.complete()):
             yield None
