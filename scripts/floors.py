@@ -4,12 +4,14 @@ floor_kd     teacher forward without gradient; student forward, backward, SGD st
 floor_synth  K times: generator, teacher and student forward, backward to the images and on into the generator, Adam
 floor_train  forward, backward and SGD step of the teacher on one ready batch
              all in plain fp32, default memory format, eager, a nearest up-sampling before each convolution of G, and
-             on a CPU in a process of their own, whose memory is managed as Python's and PyTorch's programs have it
+             on a CPU in a process of their own, which does with freed memory what the system does by itself; not
+             where all is small
 unit         forward and backward of the registry's resnet18 on 64x3x32x32, likewise: a yardstick of the machine
 """
 
 import copy
 import multiprocessing
+import pickle
 import statistics
 import time
 from argparse import Namespace
@@ -18,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import registry
 from datafree.engine.device import Compute, synchronise
+from datafree.errors import UserError
 from datafree.models.generator import Decoder, GenerativeNetwork, ReusableGenerator, UpsampledConv
 
 Measure = Callable[[], object]
@@ -73,23 +77,33 @@ def timed(measures: Mapping[str, Measure], repeats: int, device: torch.device, w
 
 
 def elsewhere(make: Callable[..., dict[str, Measure]], *args: object) -> dict[str, Measure]:
-    """The measures that ``make(*args)`` gives, made and called in a process of their own, which ends with the last."""
+    """The measures that ``make(*args)`` gives, made and called in a process of their own, which ends with the last.
+
+    Raises:
+        UserError: here and in the measures, where that process has ended before.
+    """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    context.Process(target=_serve, args=(there, make, args), daemon=True).start()
+    content = pickle.dumps((make, args))  # by itself it would share the tensors' memory
+    context.Process(target=_serve, args=(there, content), daemon=True).start()
     there.close()
 
-    def call(name: str) -> None:
-        here.send(name)
-        here.recv()
+    def answer(name: str | None = None) -> Any:
+        try:
+            if name is not None:
+                here.send(name)
+            return here.recv()
+        except (EOFError, OSError):
+            raise UserError("the floors' process has ended", "see above, or the machine may want for memory") from None
 
-    return {name: partial(call, name) for name in here.recv()}
+    return {name: partial(answer, name) for name in answer()}
 
 
-def _serve(pipe: Connection, make: Callable[..., dict[str, Measure]], args: tuple[object, ...]) -> None:
-    measures = make(*args)
-    pipe.send(list(measures))
-    with suppress(EOFError):
+def _serve(pipe: Connection, content: bytes) -> None:
+    with suppress(EOFError, OSError, KeyboardInterrupt):  # the other process has ended, or both end
+        make, args = pickle.loads(content)
+        measures = make(*args)
+        pipe.send(list(measures))
         while True:
             measures[pipe.recv()]()
             pipe.send(None)

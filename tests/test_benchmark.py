@@ -2,11 +2,12 @@
 
 import json
 import os
+import signal
 
 import floors
 import pytest
 import torch
-from conftest import CPU, FP32, NGF, NZ, ROOT, SIZE, same_state, small_generator, small_network, state_of
+from conftest import CPU, FP32, NGF, NZ, ROOT, SIZE, same_state, small_generator, small_network, state_of, user_error
 from floors import Times, floor_kd, floor_synth, floor_train, flops, matmul_rate, plain_generator, timed
 from programs import script
 
@@ -61,6 +62,23 @@ def test_measures_are_made_and_called_in_a_process_of_their_own(tmp_path):
         found.append((tmp_path / "note").read_text().split())
     assert [name for name, _ in found] == ["b", "a", "b"] and list(measures) == ["a", "b"]
     assert len({process for _, process in found} | {str(os.getpid())}) == 2
+    os.kill(int(found[0][1]), signal.SIGKILL)
+    for _ in range(2):
+        with user_error("the floors' process has ended"):
+            measures["a"]()
+
+
+@pytest.mark.slow
+def test_floors_of_these_networks_and_flags_can_be_made_there():
+    program = script("benchmark")
+    options = program.parsed(["--batch_size", "2", "--g_steps", "1", "--ngf", "4"])
+    teacher, student = small_network(1), small_network(2)
+    measures = floors.elsewhere(
+        floors.floors, teacher, student, program.flags_of_main(options, 2), (3, SIZE, SIZE), CPU
+    )
+    for name in ("floor_kd", "floor_synth", "floor_train"):
+        measures[name]()
+    assert "unit" in measures and not next(teacher.parameters()).is_shared()
 
 
 def test_operations_are_two_a_multiplication():

@@ -36,11 +36,16 @@ def test_a_run_costs_the_sum_of_its_parts(epochs, warmup):
     assert PRICES.of(LENGTH, epochs, warmup) == by_hand(epochs, warmup)
 
 
-@pytest.mark.parametrize(("writing", "seconds"), [(1, 42 + 1), (21, 42 + 21), (25, 50 + 25)])
-def test_files_written_behind_a_run_are_waited_for_where_they_take_longer_than_its_epochs_and_at_the_end(
-    writing, seconds
-):
-    assert Prices(warmup=0, synthesis=0, step=1.4, writing=writing).of(LENGTH, 3, 0) == seconds  # three epochs of 14 s
+@pytest.mark.parametrize(
+    ("epoch", "copy", "file", "epochs"), [(14, 0, 1, 3), (14, 0, 21, 3), (14, 2, 21, 3), (14, 7, 21, 3), (1, 1, 2, 100)]
+)
+def test_a_file_that_is_written_behind_the_run_is_waited_for_by_the_next_one_and_at_the_end(epoch, copy, file, epochs):
+    now = written = 0
+    for _ in range(epochs):
+        now = max(now + epoch, written) + copy
+        written = now + file
+    prices = Prices(warmup=0, synthesis=0, step=epoch / 10, once=file, saving=copy, writing=file)
+    assert prices.of(LENGTH, epochs, 0) == pytest.approx(written)
 
 
 @pytest.mark.parametrize("amount", [33, 34, 100, 1000, 12345.6])
@@ -173,7 +178,7 @@ def test_a_state_that_is_written_behind_the_run_costs_it_the_copy(flags, behind,
     monkeypatch.setattr(Snapshot, "save", slow)
     monkeypatch.setattr(budget, "planned", enough)
     error_of([*QUICK, "--budget_seconds", "20", "--run_root", tmp_path, *flags])
-    found = tried[0]
+    (found,) = tried
     assert 0 < found.saving < 0.5 < found.writing if behind else found.saving > 0.5 and found.writing == 0
 
 

@@ -2,8 +2,8 @@
 
 an epoch of warm-up    rounds * synthesis
 an epoch               rounds * synthesis + steps * distillation, and now and then an evaluation and a saved state, of
-                       which with --save_async the copy alone is waited for, and where it takes longer than the rest
-                       of an epoch, the file
+                       which with --save_async the copy alone is waited for: for its file the next one waits, where it
+                       takes longer than what is between, and the run at its end
 the plan               the most epochs within the budget, the share of warm-up as it was
 """
 
@@ -67,7 +67,8 @@ class Length(Protocol):
 class Prices:
     """Of a round's synthesis in warm-up and later, of a distillation step, an evaluation, and of what comes once.
 
-    Saving is spread over the epochs: of a state that is saved in every fifth a fifth. Writing goes on behind them.
+    Saving is spread over the epochs: of a state that is saved in every fifth a fifth; so is what is written behind
+    them, all but the last file, which comes once.
     """
 
     warmup: float
@@ -84,7 +85,8 @@ class Prices:
         evaluations = sum(epoch % length.eval_every == 0 or epoch == epochs for epoch in range(warmup + 1, epochs + 1))
         an_epoch = rounds * self.synthesis + sum(length.rounds) * self.step
         worked = warmup * rounds * self.warmup + learning * an_epoch + evaluations * self.evaluation
-        return self.once + max(worked + epochs * self.saving, (epochs - 1) * self.writing) + self.writing
+        behind = worked / epochs + (epochs - 1) * self.writing  # the first file begins after the first epoch
+        return self.once + epochs * self.saving + max(worked, behind)
 
 
 def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[int, int]:
@@ -100,7 +102,7 @@ def planned(budget: float, unit: str, prices: Prices, length: Length) -> tuple[i
     def warm(epochs: int) -> int:
         return min(round(length.warmup / length.epochs * epochs), epochs - 1)
 
-    if prices.of(length, 1, 0) == prices.once + prices.saving + prices.writing:
+    if prices.of(length, 1, 0) == prices.once + prices.saving:
         raise UserError(f"an epoch takes no {unit}: the budget sets no end to it", "give --budget_seconds or --epochs")
     if not within(1):
         what = f"the budget of {budget:g} {unit} is less than one epoch takes, {prices.of(length, 1, 0):.3g}"
@@ -204,13 +206,12 @@ def prices(job: Any, images: Images | None, enough: float) -> list[tuple[float, 
     scored = trial(lambda: job.score(evaluation[0]))
     ended = trial(method.finish, 0)
     count, in_seconds = period(job.values.save_every)
-    saving = writing = 0.0
-    if not in_seconds:
-        saving = trial(lambda: save_aside(job))[0] / count
-    if saving and saves_behind(job.values.save_async):
-        saving, writing = trial(Snapshot(Path(), job.parts, job.pool).taken)[0] / count, saving
-    once = began[0] + ended[0], ended[1]
-    return [warmup, later, step, (scored[0], 0.0), once, (saving, 0.0), (writing, 0.0)]
+    copied = written = 0.0
+    saved = 0.0 if in_seconds else trial(lambda: save_aside(job))[0]
+    if saved and saves_behind(job.values.save_async):
+        copied, written, saved = trial(Snapshot(Path(), job.parts, job.pool).taken)[0], saved, 0.0
+    once = began[0] + ended[0] + written, ended[1]
+    return [warmup, later, step, (scored[0], 0.0), once, ((copied + saved) / count, 0.0), (written / count, 0.0)]
 
 
 def save_aside(job: Any) -> None:
