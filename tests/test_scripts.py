@@ -5,6 +5,7 @@ import shutil
 import signal
 from argparse import Namespace
 from dataclasses import replace
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -60,6 +61,17 @@ def test_runs_on_several_data_sets_are_told_apart_by_them(run, monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *_: None)
     plots.draw_comparison([digits, folder], None)
     assert list(seen) == [f"{name}, resnet20 > resnet8, anew" for name in ("digits", "cifar10_jpeg")]
+
+
+def test_titles_of_long_names_do_not_run_into_each_other(run, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda figure, _: drawn.append(figure))
+    drawn, whole = [], read_run(run)
+    sets = [f"imagefolder:/data/{'of_somebody_' * 3}{number}" for number in range(4)]
+    plots.draw_comparison([replace(whole, config=whole.config | {"dataset": each}) for each in sets], None)
+    drawn[0].canvas.draw()
+    ends = [axes.title.get_window_extent().intervalx for axes in drawn[0].axes[2:]]
+    plots.plt.close(drawn[0])
+    assert len(ends) == 4 and all(before[1] < after[0] for before, after in pairwise(ends))
 
 
 @pytest.mark.usefixtures("ran")

@@ -1,5 +1,6 @@
 """Pictures of runs, in the colours of Okabe and Ito (safe for the colour-blind) and in line styles (safe in grey)."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -80,11 +81,10 @@ def draw_comparison(runs: Sequence[FinishedRun], path: Path) -> None:
     above, below = figure.subfigures(2, 1, height_ratios=(4.2, 2.2))
     draw_accuracy_and_loss({name: [run] for name, run in zip(names, runs, strict=True)}, *above.subplots(1, 2))
     for axes, name, run in zip(below.subplots(1, len(runs), squeeze=False)[0], names, runs, strict=True):
-        picture = run.path / "synthetic.png"
-        if picture.exists():
+        if (picture := run.path / "synthetic.png").exists():
             pixels = plt.imread(picture)
             axes.imshow(pixels[: pixels.shape[0] // 2 + 1])
-        axes.set_title(name, fontsize=9)
+        axes.set_title(textwrap.fill(name, 130 // len(runs)), fontsize=9)  # so many fit beside each other
         axes.axis("off")
     save(figure, path)
 
