@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -59,7 +60,9 @@ def checkout(tmp_path):
 
 def bash(code, where, **variables):
     line = ["bash", "-c", f"set -euo pipefail; source scripts/environment.sh; {code}"]
-    return subprocess.run(line, cwd=where, env=os.environ | variables, capture_output=True, text=True, check=False)
+    how = {"env": os.environ | variables, "capture_output": True, "text": True, "check": False}
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
+    return subprocess.run(line, cwd=where, **how)
 
 
 @pytest.mark.parametrize("what", SAID)
