@@ -1,6 +1,6 @@
-"""A student shared out over two processes, and what one finds on the same batch; started by test_sharding.py.
+"""A student shared out over two processes, and what one finds on the same batch: a program of test_sharding.py.
 
-torchrun --nproc_per_node=2 tests/sharded.py FOLDER        writes FOLDER/RANK.json: name of a check -> what was found
+It takes a folder, and writes RANK.json there: name of a check -> what was found.
 """
 
 import json
@@ -153,7 +153,7 @@ def refused():
     return ""
 
 
-def main(folder):
+def main(argv):
     processes.join()
     torch.manual_seed(0)
     found = {
@@ -166,10 +166,5 @@ def main(folder):
         "blocks": [type(block).__name__ for block in blocks(in_blocks(0))],
         "refused": refused(),
     }
-    Path(folder, f"{processes.rank()}.json").write_text(json.dumps(found))
+    Path(*argv, f"{processes.rank()}.json").write_text(json.dumps(found))
     processes.wait_for_all()
-    processes.leave()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -12,8 +12,7 @@ STUDENT = ["--student", "lenet5_bn"]
 FIRST = ["--epochs", "6", "--warmup", "1"]
 SECOND = [*STUDENT, *OF_RESNET8, "--epochs", "3", "--warmup", "1", "--kd_steps", "60"]
 
-CONVNEXT = "timm:convnext_atto,depths=(1,1,1,1),dims=(16,32,64,128),patch_size=2"
-TRAIN = "--dataset digits --epochs 10 --optimizer adamw --lr 1e-3 --weight_decay 0.05 --batch_size 64"
+TRAIN = "--dataset digits --model lenet5 --epochs 8 --optimizer adam --lr 2e-3 --weight_decay 0 --batch_size 64"
 
 pytestmark = pytest.mark.slow
 
@@ -40,11 +39,11 @@ SHORT = {  # method: flags
     "fast_meta": "--epochs 2 --warmup 1",
     "fast": "--epochs 2 --warmup 1",
     "nayer": "--epochs 2 --warmup 1",
-    "cmi": "--epochs 1",
+    "cmi": "--epochs 1 --g_steps 20",
     "deepinversion": "--epochs 1 --adi 1",
     "dafl": "--epochs 1",
-    "zskt": "--epochs 2",
-    "dfad": "--epochs 2",
+    "zskt": "--epochs 2 --batch_size 32",
+    "dfad": "--epochs 2 --batch_size 32",
     "dfq": "--epochs 1 --warmup 0",
     "mad": "--epochs 2",
     "kd": "--epochs 1",
@@ -75,12 +74,11 @@ def test_a_reused_generator_reaches_a_loss_and_an_accuracy_sooner_than_a_new_one
 
 
 def test_a_student_of_a_teacher_without_batch_norm_learns_to_read_digits_too(tmp_path):
-    pytest.importorskip("timm")
     file, networks = tmp_path / "teacher.pth", ["--run_root", tmp_path, "--precision", "fp32"]
-    finished([*TRAIN.split(), "--model", CONVNEXT, "--output", file, *networks], train_scratch)
-    short = ["--epochs", "3", "--warmup", "1", *STUDENT, "--tag", "student"]
-    log = finished([*short, "--teacher", CONVNEXT, "--teacher_path", file, *networks])
+    finished([*TRAIN.split(), "--output", file, *networks], train_scratch)
+    short = ["--epochs", "2", "--warmup", "1", *STUDENT, "--tag", "student"]
+    log = finished([*short, "--teacher", "lenet5", "--teacher_path", file, *networks])
     assert "the teacher has no BatchNorm statistics" in log
     (folder,) = tmp_path.glob("anew-*-student")
     assert json_of(folder / "summary.json")["accuracy_teacher"] > 90
-    assert column(folder, "accuracy")[-1] > 25  # chance is 10; 73, 51 and 51 with seeds 0, 1 and 2
+    assert column(folder, "accuracy")[-1] > 25  # chance is 10; 72, 64 and 66 with seeds 0, 1 and 2

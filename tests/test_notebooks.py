@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
-from programs import NAME, SMALL, finished
+from programs import FOLDER, QUICK, finished
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +37,8 @@ TINY = {
 def run(tmp_path_factory):
     """A short run with the attack, on the digits."""
     root = tmp_path_factory.mktemp("runs")
-    finished([*SMALL.split(), "--hl", "--p_width", "4", "--precision", "fp32", "--run_root", root])
-    return root / NAME.replace("anew", "anew-hl")
+    finished([*QUICK, "--hl", "--p_width", "4", "--run_root", root])
+    return root / FOLDER.replace("anew", "anew-hl")
 
 
 def parameters(notebook):

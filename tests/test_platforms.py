@@ -123,7 +123,7 @@ def status_with(closed, *line):
 def test_a_program_with_closed_streams_leaves_with_its_status():
     code = "from datafree.cli.program import run_program as r; from datafree.errors import UserError as E\n"
     mistake = code + "def main(argv): raise E('a', 'b')\nr(main)"
-    for closed in ("<&-", ">&-", "2>&-"):
+    for closed in (">&-", "<&- 2>&-"):
         assert status_with(closed, "-c", code + "r(lambda argv: print(1))") == 0
         assert status_with(closed, "-c", mistake) == 2
 

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import together
 import torch
 from conftest import FP32, ROOT, user_error
 from PIL import Image
@@ -28,7 +29,7 @@ from datafree.engine import device
 from datafree.engine.randomness import Streams
 from datafree.runs.snapshot import Snapshot
 from registry import METHODS
-from scripts.kill_test import start, wait
+from scripts.kill_test import PROGRAMS, start, wait
 
 SEVERAL = {
     "no place to meet": "WORLD_SIZE=2 RANK=0 LOCAL_RANK=0",
@@ -92,55 +93,49 @@ def as_started_by_hand():
     return {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, "text": True}
 
 
-def torchrun(*line, count=2):
-    """So many processes that are started as a user starts them; gives status and what they said."""
-    command = [*TORCHRUN, "--standalone", f"--nproc_per_node={count}", *map(str, line)]
-    done = subprocess.run(command, check=False, capture_output=True, timeout=300, **as_started_by_hand())
-    return done.returncode, done.stderr
-
-
 def found_by_two(program, folder):
-    """What each of two processes of a program of the tests found, which leaves that in a folder."""
-    status, said = torchrun(f"tests/{program}", folder)
-    assert status == 0, said
+    """What each of two processes of a program of the tests, a module, found, which leaves that in a folder."""
+    said = folder / "terminal.txt"
+    with patch.dict(PROGRAMS, {program.__name__: program}):
+        assert wait(start(program.__name__, [str(folder)], said, 2)) == [0, 0], said.read_text()
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    return found_by_two("together.py", tmp_path_factory.mktemp("together"))
+def found(tmp_path_factory):
+    return found_by_two(together, tmp_path_factory.mktemp("together"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", EQUAL)
-def test_two_processes_find_what_one_finds_on_the_whole_batch(check, together):
+def test_two_processes_find_what_one_finds_on_the_whole_batch(check, found):
     most = EQUAL[check] if isinstance(EQUAL[check], dict) else {"": EQUAL[check]}
-    for found in together:
-        found = found[check] if isinstance(found[check], dict) else {"": found[check]}
-        assert {name: found[name] <= limit for name, limit in most.items()} == dict.fromkeys(most, True), found
+    for each in found:
+        apart = each[check] if isinstance(each[check], dict) else {"": each[check]}
+        assert {name: apart[name] <= limit for name, limit in most.items()} == dict.fromkeys(most, True), apart
 
 
 @pytest.mark.slow
-def test_an_overflow_in_the_noise_of_one_process_is_one_in_both(together):
+def test_an_overflow_in_the_noise_of_one_process_is_one_in_both(found):
     after = {"scale, bad": 2**15, "gradient, bad": 0, "scale, good": 2**15, "gradient, good": 1}
-    assert [found["overflow"] for found in together] == [after, after]
+    assert [each["overflow"] for each in found] == [after, after]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_student_and_networks_of_every_method_are_the_same_in_both_processes(name, together):
-    for found in together:
-        assert found["methods"][name] == 0 and found["hard"].get(name, 0) == 0
+def test_student_and_networks_of_every_method_are_the_same_in_both_processes(name, found):
+    for each in found:
+        assert each["methods"][name] == 0 and each["hard"].get(name, 0) == 0
 
 
 @pytest.mark.slow
-def test_a_weight_that_no_answer_depends_on_stops_no_student(together):
-    assert [found["unused"] for found in together] == [1, 1]
+def test_a_weight_that_no_answer_depends_on_stops_no_student(found):
+    assert [each["unused"] for each in found] == [1, 1]
 
 
 @pytest.mark.slow
-def test_processes_agree_count_for_all_and_draw_each_its_own(together):
-    first, second = (found["plain"] for found in together)
+def test_processes_agree_count_for_all_and_draw_each_its_own(found):
+    first, second = (each["plain"] for each in found)
     assert first["agreed"] == second["agreed"] == first["largest"] == second["largest"] == 1
     assert first["costs"] == second["costs"] == 6 and first["loss"] == second["loss"] == 0.5
     assert second["own"] > 0 and second["common"] == 0
@@ -163,9 +158,11 @@ def assert_went_on(folder, processes):
 
 @pytest.mark.slow
 def test_torchrun_starts_one_process_again_where_it_was_killed_and_the_run_goes_on(tmp_path):
-    status, said = torchrun("--max_restarts=1", "main.py", *line_that_dies_once(tmp_path), count=1)
+    options = ["--standalone", "--nproc_per_node=1", "--max_restarts=1"]
+    command = [*TORCHRUN, *options, "main.py", *line_that_dies_once(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, timeout=300, **as_started_by_hand())
     (folder,) = (tmp_path / "run").iterdir()
-    assert status == 0, said
+    assert done.returncode == 0, done.stderr
     assert_went_on(folder, "")
 
 
@@ -356,9 +353,8 @@ def test_both_programs_refuse_before_anything_is_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "model"), [(64, "wrn16_1"), (224, "mobilenetv2_imagenet")])
-@pytest.mark.parametrize("count", [1, 2])
-def test_both_programs_work_at_the_sizes_of_imagenet_alone_and_by_two(size, model, count, tmp_path):
+@pytest.mark.parametrize(("count", "size", "model"), [(1, 64, "wrn16_1"), (2, 224, "mobilenetv2_imagenet")])
+def test_both_programs_work_at_the_sizes_of_imagenet_alone_and_by_two(count, size, model, tmp_path):
     for split in ("train", "val"):
         for label in range(2):
             (tmp_path / "data" / split / str(label)).mkdir(parents=True)
@@ -373,9 +369,6 @@ def test_both_programs_work_at_the_sizes_of_imagenet_alone_and_by_two(size, mode
         "main.py": [*data, *roots, *SMALL_RUN.split(), *networks],
     }
     for program, line in lines.items():
-        if count == 2 and program == "main.py":
-            assert torchrun(program, *line)[0] == 0
-        else:
-            assert wait(start(program, line, said, count)) == [0] * count, said.read_text()
+        assert wait(start(program, line, said, count)) == [0] * count, said.read_text()
     for folder in (tmp_path / "run").iterdir():
         assert epochs_of(folder) == ["1", "2"] and json_of(folder / "summary.json")["accuracy_last"] is not None

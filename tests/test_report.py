@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from programs import NAME, SMALL, SMALL_SCRATCH, finished, script, tree
+from programs import FOLDER, QUICK, SMALL_SCRATCH, finished, script, tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import registry
@@ -28,7 +28,7 @@ from datafree.runs.folder import RunFolder
 pytestmark = pytest.mark.slow
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-HL = NAME.replace("anew", "anew-hl")
+HL = FOLDER.replace("anew", "anew-hl")
 SECTIONS = ["Curves", "Synthetic images", "Classes", "Reuse", "What it cost", "Also reported", "Configuration"]
 VOID = {"meta", "img", "br", "link"}
 
@@ -37,7 +37,7 @@ VOID = {"meta", "img", "br", "link"}
 def runs(tmp_path_factory):
     """A finished run with the attack, and one of train_scratch.py."""
     root = tmp_path_factory.mktemp("runs")
-    finished([*SMALL.split(), "--hl", "--p_width", "4", "--precision", "fp32", "--run_root", root])
+    finished([*QUICK, "--hl", "--p_width", "4", "--run_root", root])
     output = ("--output", root / "teacher.pth")
     finished([*SMALL_SCRATCH.split(), "--run_root", root, *output], train_scratch)
     return root
@@ -125,7 +125,7 @@ def test_the_page_has_every_part_and_the_numbers_of_the_files(runs, text):
     assert "<td>gan_reuse.pth</td><td>g" in text and ">incomplete<" not in text
     for name, value in json.loads((run / "config.json").read_text()).items():
         assert isinstance(value, dict) or f"<td>{name}</td>" in text
-    for word in ("epoch 3", "digits_resnet20.pth", "git_commit", "attacked rate"):
+    for word in ("epoch 3", "digits_lenet5_bn.pth", "git_commit", "attacked rate"):
         assert word in text
     Elements(text)
 
@@ -235,7 +235,7 @@ def test_what_was_reused_is_named_with_its_origin_or_as_gone(run, runs):
     text = page_of(reconfigured(run, mode="reuse_common", reuse_generator_path=kept, reuse_decoder_path=gone))
     rows = {path: re.search(rf"<tr><td>{re.escape(path)}</td>(.*?)</tr>", text).group(1) for path in (kept, gone)}
     part = json.loads((runs / HL / "summary.json").read_text())["reused_network"]
-    assert re.findall("<td>(.*?)</td>", rows[kept])[:4] == [part, "anew", "digits", "resnet20 → resnet8"]
+    assert re.findall("<td>(.*?)</td>", rows[kept])[:4] == [part, "anew", "digits", "lenet5_bn → lenet5_bn"]
     assert "does not exist" in rows[gone] and "digits</td>" not in rows[gone]
 
 

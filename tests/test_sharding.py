@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 
 import pytest
+import sharded
 import torch
 from conftest import BF16, FP16, SINCE_2_7, small_spec, user_error
 from programs import COLOUR, COLOUR_FOLDER, at_epoch, epochs_of, few_digits, json_of  # noqa: F401
@@ -28,7 +29,7 @@ def on_cpus():
 
 @pytest.fixture(scope="module")
 def found(on_cpus, tmp_path_factory):
-    return found_by_two("sharded.py", tmp_path_factory.mktemp("sharded"))
+    return found_by_two(sharded, tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.mark.slow

@@ -1,11 +1,10 @@
-"""What two processes find, and what one finds on the same batch; started with torchrun by test_processes.py.
+"""What two processes find, and what one finds on the same batch: a program that test_processes.py starts.
 
-torchrun --nproc_per_node=2 tests/together.py FOLDER        writes FOLDER/RANK.json: name of a check -> its number
+It takes a folder, and writes RANK.json there: name of a check -> its number.
 """
 
 import copy
 import json
-import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -305,7 +304,7 @@ def plain_values():
     }
 
 
-def main(folder):
+def main(argv):
     processes.join()
     torch.manual_seed(0)  # networks are drawn alike
     found = {
@@ -327,10 +326,5 @@ def main(folder):
         "methods": {name: of_method(name) for name in METHODS},
         "hard": {name: of_method(name, hard=True) for name in ("aeahl_rg", "cmi", "dfq")},
     }
-    Path(folder, f"{processes.rank()}.json").write_text(json.dumps(found))
+    Path(*argv, f"{processes.rank()}.json").write_text(json.dumps(found))
     processes.wait_for_all()
-    processes.leave()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
