@@ -25,7 +25,7 @@ runs() { # MODE TASK OTHER_TASK
     done
 }
 { runs anew cifar mnist && runs anew mnist cifar; } | xargs -P 2 -L 1 python main.py
-{
-    runs reuse_common cifar mnist
-    for mode in reuse_common reuse_finetune reuse_fix; do runs $mode mnist cifar; done
-} | xargs -P 2 -L 1 python main.py
+for mode in reuse_common reuse_finetune reuse_fix; do
+    runs $mode cifar mnist
+    runs $mode mnist cifar
+done | xargs -P 2 -L 1 python main.py
