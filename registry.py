@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from datafree.data.class_names import NAMES
@@ -71,7 +70,13 @@ MODELS = Registry("model")  # functions of the class count
 
 def of_torchvision(name: str) -> Callable[[int], nn.Module]:
     """That classifier, without weights."""
-    return lambda num_classes: torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+
+    def build(num_classes: int) -> nn.Module:
+        from torchvision import models  # a second to import, which few programs need
+
+        return models.get_model(name, weights=None, num_classes=num_classes)
+
+    return build
 
 
 for depth, widen in ((16, 1), (16, 2), (40, 1), (40, 2)):

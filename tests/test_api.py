@@ -35,10 +35,11 @@ def distil(path, student=None, teacher=None, **flags):
 
 
 @pytest.mark.slow
-def test_importing_the_package_costs_nothing_and_gives_what_it_names():
-    code = "import datafree, sys; print({m for m in ('torch', 'numpy') if m in sys.modules}, datafree.distil.__name__)"
+def test_importing_the_package_costs_nothing_gives_what_it_names_and_programs_begin_without_what_few_need():
+    code = "import datafree, sys; print({'torch', 'numpy'} & sys.modules.keys(), datafree.distil.__name__)\n"
+    code += "import main, train_scratch; print({'torchvision', 'torch._dynamo'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert (found.stdout, found.stderr) == ("set() distil\n", "")
+    assert (found.stdout, found.stderr) == ("set() distil\nset()\n", "")
     with pytest.raises(AttributeError):
         datafree.no_such_name  # noqa: B018
 

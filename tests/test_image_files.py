@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import user_error
 from PIL import Image, features
-from torchvision.datasets.folder import default_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 from torchvision.transforms import RandomResizedCrop, v2
 
 from datafree.data.image_files import centre, crop_box, is_image, load_pixels, quieten, random_crop, read_image, size_of
@@ -87,6 +87,7 @@ def test_an_animation_gives_its_first_frame_and_orientation_is_not_applied(tmp_p
 
 def test_names_of_images_are_told_in_upper_and_lower_case():
     assert all(map(is_image, ("a.JPG", "a.Jpeg", "b.x.png", "c.jfif", "d.AVIF", "e.TIFF", "f.gif", "g.webp", "h.ppm")))
+    assert all(is_image(f"a{ending}") for ending in IMG_EXTENSIONS)
     assert not any(map(is_image, ("png", "a.txt", "Thumbs.db", "a.png.part", "desktop.ini", "a.npy", "b.pdf")))
 
 

@@ -1,12 +1,9 @@
 """Seconds to a mark: when it counts as reached, and that a run is watched and stopped."""
 
-import subprocess
-import sys
-
 import pandas as pd
 import pytest
 from conftest import user_error
-from programs import ROOT, TINY, json_of
+from programs import TINY, json_of
 
 from scripts import speedrun
 
@@ -26,24 +23,13 @@ def test_a_row_that_is_being_written_is_not_read(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_are_timed_and_stopped_at_the_mark(tmp_path):
+def test_runs_are_timed_and_stopped_at_the_mark(tmp_path, capsys):
     flags = "--method kd --epochs 30 --kd_steps 4 --batch_size 16 --precision fp32"
-    line = [
-        sys.executable,
-        ROOT / "scripts/speedrun.py",
-        "5",  # half of chance
-        "--flags",
-        flags,
-        "--seeds",
-        "0",
-        "1",
-        "--run_root",
-        tmp_path,
-    ]
-    text = subprocess.run(line, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    half_of_chance = "5"
+    speedrun.main([half_of_chance, "--flags", flags, "--seeds", "0", "1", "--run_root", str(tmp_path)])
     rows = pd.read_csv(tmp_path / "speedrun.csv")
     assert rows.seed.tolist() == [0, 1] and (rows.seconds >= rows.start).all() and (rows.start > 0.5).all()
-    assert (rows.epoch < 20).all() and "±" in text
+    assert (rows.epoch < 20).all() and "±" in capsys.readouterr().out
     (folder,) = tmp_path.glob("*-s1")
     assert json_of(folder / "status.json")["state"] == "stopped"
 

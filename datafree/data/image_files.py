@@ -13,13 +13,15 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .deep_images import check_pixels, is_deep, to_8_bits, unopened_tiff
 from .specs import DamagedData, Size
 
 Crop = Callable[[Image.Image], Image.Image]
-EXTENSIONS = (*IMG_EXTENSIONS, ".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".jp2", ".tga", ".avif")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),  # torchvision's IMG_EXTENSIONS
+    *(".jpe", ".jfif", ".gif", ".pbm", ".pnm", ".jp2", ".tga", ".avif"),
+)
 MARGIN = 256 / 224  # of the usual ImageNet evaluation: resized to, over cropped to
 STRIPE = 100  # times longer, for its width, than what is wanted: no more of an image is resized; chosen by us
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops: torchvision's defaults

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision import datasets
 
 from .specs import DamagedData, MissingData, TensorImages
 
@@ -28,19 +27,25 @@ Read = Callable[[Path, bool, bool], tuple[Tensor, Tensor]]  # (root, train, down
 
 def _read_mnist(root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """Black margins make the images 32x32 as in LeCun et al. (1998)."""
+    from torchvision import datasets
+
     mnist = datasets.MNIST(root, train, download=download)
     return F.pad(mnist.data, (2, 2, 2, 2)).unsqueeze(1), mnist.targets  # (N, 28, 28) -> (N, 1, 32, 32)
 
 
 def _read_svhn(root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """The cropped digits; label 0 is the digit 0."""
+    from torchvision import datasets
+
     svhn = datasets.SVHN(root, "train" if train else "test", download=download)
     return torch.from_numpy(np.ascontiguousarray(svhn.data)), torch.from_numpy(svhn.labels)
 
 
-def _read_cifar(kind: type[datasets.CIFAR10], root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+def _read_cifar(kind: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """The python version; fine labels of CIFAR-100."""
-    cifar = kind(root, train, download=download)
+    from torchvision import datasets
+
+    cifar = getattr(datasets, kind)(root, train, download=download)
     images = np.ascontiguousarray(cifar.data.transpose(0, 3, 1, 2))  # (N, 32, 32, 3) -> (N, 3, 32, 32)
     return torch.from_numpy(images), torch.tensor(cifar.targets)
 
@@ -80,12 +85,12 @@ def _load(name: str, places: tuple[str, str], read: Read, data_root: Path, train
         ) from error
 
 
-_CIFAR10, _CIFAR100 = datasets.CIFAR10, datasets.CIFAR100
-ARCHIVES = {kind.base_folder: kind.filename for kind in (_CIFAR10, _CIFAR100)}
+CIFAR10, CIFAR100 = "cifar-10-batches-py", "cifar-100-python"
+ARCHIVES = {CIFAR10: "cifar-10-python.tar.gz", CIFAR100: "cifar-100-python.tar.gz"}  # by what is in them
 load_mnist = partial(_load, "mnist", ("MNIST/raw",) * 2, _read_mnist)
 load_svhn = partial(_load, "svhn", ("train_32x32.mat", "test_32x32.mat"), _read_svhn)
-load_cifar10 = partial(_load, "cifar10", (_CIFAR10.base_folder,) * 2, partial(_read_cifar, _CIFAR10))
-load_cifar100 = partial(_load, "cifar100", (_CIFAR100.base_folder,) * 2, partial(_read_cifar, _CIFAR100))
+load_cifar10 = partial(_load, "cifar10", (CIFAR10,) * 2, partial(_read_cifar, "CIFAR10"))
+load_cifar100 = partial(_load, "cifar100", (CIFAR100,) * 2, partial(_read_cifar, "CIFAR100"))
 
 
 def _fetch(read: Callable[[Path], object], data_root: Path, place: str) -> None:

@@ -1,6 +1,7 @@
 """Networks that several processes train together: BatchNorm by the whole batch, and the mean of all gradients."""
 
 import warnings
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,6 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         return self._of_whole_batch(x)
 
-    @torch.compiler.disable
     def _of_whole_batch(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         ones = torch.ones(x.shape[1], dtype=dtype, device=x.device)
@@ -58,16 +58,18 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
         return out
 
 
-KINDS = {
-    kind: type(f"Whole{kind.__name__}", (WholeBatchNorm, kind), {})
-    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-}
+@cache
+def _kinds() -> dict[type[nn.Module], type[WholeBatchNorm]]:
+    """By PyTorch's own classes. Compiled code leaves them as they are: to say so, TorchDynamo is slow to import."""
+    apart = {"_of_whole_batch": torch.compiler.disable(WholeBatchNorm._of_whole_batch)}
+    own = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return {kind: type(f"Whole{kind.__name__}", (WholeBatchNorm, kind), apart) for kind in own}
 
 
 def see_whole_batch(network: nn.Module) -> None:
     """Lets its BatchNorm layers, those of PyTorch's own classes, work on the batch of all processes from now on."""
     for module in network.modules() if processes.size() > 1 else ():
-        module.__class__ = KINDS.get(type(module), type(module))
+        module.__class__ = _kinds().get(type(module), type(module))
 
 
 def shares_gradients(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> nn.Module:

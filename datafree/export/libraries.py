@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from ..models.classifier import Classifier
@@ -103,10 +102,11 @@ class Torchvision(Library):
 
     def load(self, folder: Path) -> nn.Module:
         from safetensors.torch import load_file
+        from torchvision import models
 
         with torch.random.fork_rng(devices=[]):
             made = {"weights": None, "num_classes": self.student.num_classes, **self.arguments}
-            network = torchvision.models.get_model(self.architecture, **made)
+            network = models.get_model(self.architecture, **made)
         if self.first:
             network.set_submodule(self.first[0], copy.deepcopy(self.first[1]))
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
@@ -218,12 +218,14 @@ def _split(name: str) -> tuple[str, dict[str, Any]]:
 
 def _builder(student: Classifier) -> str | None:
     """Torchvision's name for such a network: the builder whose weights have its names and shapes, or None."""
+    from torchvision import models
+
     module = type(student.network).__module__
     shapes = {key: value.shape for key, value in student.network.state_dict().items()}
-    for name in torchvision.models.list_models(module=torchvision.models):
-        if torchvision.models.get_model_builder(name).__module__ == module:
+    for name in models.list_models(module=models):
+        if models.get_model_builder(name).__module__ == module:
             with torch.device("meta"):
-                made = torchvision.models.get_model(name, weights=None, num_classes=student.num_classes)
+                made = models.get_model(name, weights=None, num_classes=student.num_classes)
             if {key: value.shape for key, value in made.state_dict().items()} == shapes:
                 return name
     return None

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 
 from .. import user_code
@@ -226,7 +225,9 @@ def _with_classes(make: Callable[..., Any], num_classes: int, arguments: dict[st
 def _torchvision(
     name: str, num_classes: int, arguments: dict[str, Any], given: InputFormat, weights: Weights
 ) -> tuple[nn.Module, InputFormat]:
-    known = torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models
+
+    known = models.list_models(module=models)
     if name not in known:
         raise UserError(f"torchvision has no classifier {name!r}", nearest_names(name, known))
     if "pretrained" in arguments:
@@ -234,7 +235,7 @@ def _torchvision(
     how = arguments if "weights" in arguments else {"weights": None, "num_classes": num_classes} | arguments
     if how["weights"] is not None:
         _check_weights(name, how["weights"])
-    network = torchvision.models.get_model(name, **how)
+    network = models.get_model(name, **how)
     size = getattr(network, "image_size", None)  # of a vision transformer, which takes no other
     own = _trained_on(name, how["weights"]) if weights == "own" and how["weights"] else UNKNOWN
     return with_channels(network, given.channels), InputFormat(pair(size) if size else None).over(own)
@@ -242,7 +243,9 @@ def _torchvision(
 
 def _check_weights(name: str, weights: Any) -> None:
     """Raises UserError for weights that torchvision does not have of that model."""
-    kind = torchvision.models.get_model_weights(name)
+    from torchvision import models
+
+    kind = models.get_model_weights(name)
     before, _, member = str(weights).rpartition(".")
     if member not in kind.__members__ or before not in ("", kind.__name__):
         known = ", ".join(kind.__members__) or "none"
@@ -251,7 +254,9 @@ def _check_weights(name: str, weights: Any) -> None:
 
 def _trained_on(name: str, weights: str) -> InputFormat:
     """What these weights of torchvision's were trained to read, by the transforms that come with them."""
-    reads = torchvision.models.get_model_weights(name)[weights.rpartition(".")[2]].transforms()
+    from torchvision import models
+
+    reads = models.get_model_weights(name)[weights.rpartition(".")[2]].transforms()
     return InputFormat(pair(reads.crop_size), None, tuple(reads.mean), tuple(reads.std))
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from .. import files
@@ -186,6 +185,8 @@ class RunFolder:
 
     def show_images(self, step: int, x: Tensor, most: int = 64) -> None:
         """The newest synthetic batch (B, C, H, W) in [0, 1]: synthetic.png, synthetic.pth, TensorBoard."""
+        from torchvision.utils import make_grid
+
         x = x.detach().float().cpu()
         grid = make_grid(x[:most], nrow=8, padding=1, pad_value=1.0)
         try:

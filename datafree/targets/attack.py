@@ -126,6 +126,7 @@ class Attack(Hard):
         self.normalise = context.compute.place(Normalise(context.spec.mean, context.spec.std))
         how = {"lr": config.lr_p, "betas": config.p_betas, "fused": context.compute.fused}
         self.optimizer = torch.optim.Adam(self.P.parameters(), **how)
+        self._chosen = torch.compiler.disable(self._chosen)  # TorchDynamo knows no random streams
         self.observed = False  # whether there was anything to train P on
         context.observers.append(self.train_step)
 
@@ -195,7 +196,6 @@ class Attack(Hard):
         teacher_logits = self.context.answers(images)
         return taught(images, teacher_logits, mix(teacher_logits.argmax(1), batch.columns["labels"], attacked))
 
-    @torch.compiler.disable  # it knows no random streams
     def _chosen(self, count: int) -> Tensor:
         """Which of so many samples are attacked: bool (B,)."""
         rng = self.context.streams["attack"]
