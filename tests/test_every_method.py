@@ -142,6 +142,7 @@ def test_every_method_has_a_row_here():
     assert OWN.keys() == set(registry.METHODS)
 
 
+@pytest.mark.slow
 def test_a_run_records_its_terms_and_what_it_spent(whole, name):
     rows, summary = rows_of(whole), json_of(whole / "summary.json")
     warmup = 0 if "warmup 0" in OWN[name] else 1

@@ -380,6 +380,7 @@ def test_the_card_s_lines_find_the_logits_in_whatever_the_network_answers(functi
     check_card(tmp_path / "out", student.eval(), 1, monkeypatch, [tmp_path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:resnet18,num_classes=1", "timm:test_resnet,num_classes=1"])
 def test_a_library_s_network_of_one_logit_for_two_classes_leaves_as_that(name, tmp_path, monkeypatch):
     need(name.partition(":")[0])

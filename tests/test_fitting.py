@@ -245,6 +245,7 @@ def made_in_inference_mode():
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [ExtraState, Masked, Fourier, DoubleInside, SilentModes, made_in_inference_mode])
 def test_what_a_student_keeps_returns_or_was_made_under_does_not_matter(make, tmp_path):
     student = make()

@@ -1,6 +1,7 @@
 """The house has floors: each room imports only what is below it. Read from the import statements themselves."""
 
 import ast
+from functools import cache
 
 import pytest
 from conftest import ROOT
@@ -41,16 +42,18 @@ MODULES = {
 HOUSE = sorted(MODULES.keys() - {"__init__"})
 
 
+@cache
 def imports_of(module):
     """What a module imports: (dotted name from the root, name taken from it or None)."""
-    path = MODULES[module]
+    path, found = MODULES[module], []
     package = ("datafree", *path.relative_to(ROOT / "datafree").parent.parts)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
-            yield from ((".".join([*above, *filter(None, [node.module])]), alias.name) for alias in node.names)
+            found += [(".".join([*above, *filter(None, [node.module])]), alias.name) for alias in node.names]
+    return found
 
 
 def of_ours(module):
