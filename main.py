@@ -23,7 +23,7 @@ from datafree import processes
 from datafree.cli import resume
 from datafree.cli.flags import distillation_configs, flags_of_others
 from datafree.cli.parser import Parser
-from datafree.cli.program import run_program
+from datafree.cli.program import keep_what_is_built, run_program
 from datafree.data.specs import test_images
 from datafree.engine import device
 from datafree.engine.randomness import initialising
@@ -69,6 +69,7 @@ def main(argv: list[str]) -> None:
             print("\n".join(report))
         return
     images, remark = test()
+    keep_what_is_built()
     run_job(job, path, images, parser.config(values), [*report, *remark])
 
 

@@ -26,7 +26,7 @@ from datafree.cli.flags import (
     std_knob,
 )
 from datafree.cli.parser import Parser
-from datafree.cli.program import run_program
+from datafree.cli.program import keep_what_is_built, run_program
 from datafree.configuration import knob
 from datafree.data.augmentation import Augmentation
 from datafree.data.specs import DatasetSpec, Images, TensorImages, test_images
@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
     augmentation = Augmentation(0 if train.crops else values.crop_padding, spec.flip)
     training = Training(model, train, Training.Config.of(values).share(), augmentation, compute, streams)
     parts = {"training": training, "streams": streams}
+    keep_what_is_built()
     with opened(path, values, parser.config(values), report, parts, compute) as run:
         if run is not None:
             processes.check_same((len(train), test is None), "training or test sets")

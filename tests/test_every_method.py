@@ -52,7 +52,7 @@ OWN = {  # flags that make each small
 }
 NO_TEACHER = {"scratch"}  # does not ask it
 UNSEEN = {"kd"}  # shows the attack no images to learn from
-FIRST_OF_KIND = {  # the others are deeper or wider
+FIRST_OF_KIND = {  # the others have their classes: deeper, wider, or of bottlenecks
     *("wrn16_1", "resnet8", "resnet18", "vgg8", "shufflenetv2", "mobilenetv2"),
     *("lenet5", "lenet5_bn", "resnet18_imagenet"),
 }
@@ -247,13 +247,15 @@ def test_rounds_in_fp16_give_fp32_images_near_those_of_fp32_and_finite_terms(nam
 
 def test_every_kind_of_model_is_among_the_first_of_their_kind():
     with torch.device("meta"):
-        kinds = {name: type(registry.MODELS[name](CLASSES)) for name in registry.MODELS}
+        made = {name: registry.MODELS[name](CLASSES) for name in registry.MODELS}
+    norm = torch.nn.BatchNorm2d
+    kinds = {name: (type(made[name]), any(isinstance(each, norm) for each in made[name].modules())) for name in made}
     assert {kinds[name] for name in FIRST_OF_KIND} == set(kinds.values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", registry.MODELS)
-def test_every_model_of_the_registry_teaches_with_every_method_or_is_refused_in_one_line(model):
+def test_every_model_of_the_registry_teaches_and_the_first_of_their_kind_with_every_method_or_are_refused(model):
     channels = registry.READS[model].channels if model in registry.READS else 3
     network = registry.MODELS[model](CLASSES)
     size = 32 if model.startswith(("vgg", "lenet")) else 16  # those halve maps until none is left, or read 32 alone

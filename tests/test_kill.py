@@ -15,8 +15,8 @@ LINES = {
     "KILL": "--epochs 6 --hl --p_width 4 --ep_steps 4 --kd_steps 2 --save_every 3",
     "KILL of a run that does not wait for its files": "--epochs 5 --save_async",
     "TERM": "--epochs 5",
-    "KILL of two, which share out the student where it can be": "--epochs 4 --processes 2" + " --shard" * SINCE_2_7,
-    "TERM of two": "--epochs 4 --processes 2",
+    "KILL of two": "--epochs 4 --processes 2",
+    "TERM of two, which share out the student where it can be": "--epochs 4 --processes 2" + " --shard" * SINCE_2_7,
     "INT": "--epochs 3 --program train_scratch.py --batch_size 32 --precision fp32",
 }
 

@@ -38,7 +38,7 @@ def exported(folder, student):
 
 
 TRAINED = {  # teacher, student, what the log says of the teacher
-    "torchvision": ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1", "priors: tv 1, l2 0.1"),
+    "torchvision": ("torchvision:squeezenet1_1", "torchvision:squeezenet1_0", "priors: tv 1, l2 0.1"),
     "timm": (VIT, "timm:test_resnet", "priors: tv 1, l2 0.1, patch 1 (the teacher has no BatchNorm statistics)"),
 }
 

@@ -93,8 +93,17 @@ def as_started_by_hand():
     return {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, "text": True}
 
 
+def torchrun(*line, count):
+    """So many processes that are started as a user starts them; gives status and what they said."""
+    command = [*TORCHRUN, "--standalone", f"--nproc_per_node={count}", *map(str, line)]
+    done = subprocess.run(command, check=False, capture_output=True, timeout=300, **as_started_by_hand())
+    return done.returncode, done.stderr
+
+
 def found_by_two(program, folder):
     """What each of two processes of a program of the tests, a module, found, which leaves that in a folder."""
+    if torch.cuda.is_available():
+        pytest.skip("autograd lets no process with a GPU fork")
     said = folder / "terminal.txt"
     with patch.dict(PROGRAMS, {program.__name__: program}):
         assert wait(start(program.__name__, [str(folder)], said, 2)) == [0, 0], said.read_text()
@@ -158,11 +167,9 @@ def assert_went_on(folder, processes):
 
 @pytest.mark.slow
 def test_torchrun_starts_one_process_again_where_it_was_killed_and_the_run_goes_on(tmp_path):
-    options = ["--standalone", "--nproc_per_node=1", "--max_restarts=1"]
-    command = [*TORCHRUN, *options, "main.py", *line_that_dies_once(tmp_path)]
-    done = subprocess.run(command, check=False, capture_output=True, timeout=300, **as_started_by_hand())
+    status, said = torchrun("--max_restarts=1", "main.py", *line_that_dies_once(tmp_path), count=1)
     (folder,) = (tmp_path / "run").iterdir()
-    assert done.returncode == 0, done.stderr
+    assert status == 0, said
     assert_went_on(folder, "")
 
 
@@ -369,6 +376,9 @@ def test_both_programs_work_at_the_sizes_of_imagenet_alone_and_by_two(count, siz
         "main.py": [*data, *roots, *SMALL_RUN.split(), *networks],
     }
     for program, line in lines.items():
-        assert wait(start(program, line, said, count)) == [0] * count, said.read_text()
+        if count == 2 and program == "main.py":
+            assert torchrun(program, *line, count=2)[0] == 0
+        else:
+            assert wait(start(program, line, said, count)) == [0] * count, said.read_text()
     for folder in (tmp_path / "run").iterdir():
         assert epochs_of(folder) == ["1", "2"] and json_of(folder / "summary.json")["accuracy_last"] is not None

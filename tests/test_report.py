@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from programs import FOLDER, QUICK, SMALL_SCRATCH, finished, script, tree
+from programs import QUICK, SMALL_SCRATCH, finished, script, tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import registry
@@ -28,7 +28,7 @@ from datafree.runs.folder import RunFolder
 pytestmark = pytest.mark.slow
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-HL = FOLDER.replace("anew", "anew-hl")
+HL = "anew-hl-digits-lenet5_bn-lenet5"
 SECTIONS = ["Curves", "Synthetic images", "Classes", "Reuse", "What it cost", "Also reported", "Configuration"]
 VOID = {"meta", "img", "br", "link"}
 
@@ -37,7 +37,7 @@ VOID = {"meta", "img", "br", "link"}
 def runs(tmp_path_factory):
     """A finished run with the attack, and one of train_scratch.py."""
     root = tmp_path_factory.mktemp("runs")
-    finished([*QUICK, "--hl", "--p_width", "4", "--run_root", root])
+    finished([*QUICK, "--student", "lenet5", "--hl", "--p_width", "4", "--run_root", root])
     output = ("--output", root / "teacher.pth")
     finished([*SMALL_SCRATCH.split(), "--run_root", root, *output], train_scratch)
     return root
@@ -235,7 +235,7 @@ def test_what_was_reused_is_named_with_its_origin_or_as_gone(run, runs):
     text = page_of(reconfigured(run, mode="reuse_common", reuse_generator_path=kept, reuse_decoder_path=gone))
     rows = {path: re.search(rf"<tr><td>{re.escape(path)}</td>(.*?)</tr>", text).group(1) for path in (kept, gone)}
     part = json.loads((runs / HL / "summary.json").read_text())["reused_network"]
-    assert re.findall("<td>(.*?)</td>", rows[kept])[:4] == [part, "anew", "digits", "lenet5_bn → lenet5_bn"]
+    assert re.findall("<td>(.*?)</td>", rows[kept])[:4] == [part, "anew", "digits", "lenet5_bn → lenet5"]
     assert "does not exist" in rows[gone] and "digits</td>" not in rows[gone]
 
 

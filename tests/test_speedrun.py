@@ -1,9 +1,12 @@
 """Seconds to a mark: when it counts as reached, and that a run is watched and stopped."""
 
+import shlex
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
-from conftest import user_error
-from programs import TINY, json_of
+from programs import ROOT, TINY, json_of
 
 from scripts import speedrun
 
@@ -44,5 +47,8 @@ def test_a_run_that_is_wanted_whole_goes_on_after_the_mark(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_said_in_one_line(tmp_path):
-    with user_error("--teacher_path"):
-        speedrun.timed(["--teacher", "resnet56", "--run_root", str(tmp_path)], 50)
+    flags = f"--teacher resnet56 --run_root {shlex.quote(str(tmp_path))}"
+    line = [sys.executable, ROOT / "scripts/speedrun.py", "50", "--flags", flags, "--run_root", tmp_path]
+    said = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert said.returncode == 2 and said.stderr.startswith("error: ") and "--teacher_path" in said.stderr
+    assert said.stderr.count("\n") == 1

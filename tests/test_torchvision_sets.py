@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import pickle
 import struct
+import sys
 import tarfile
 
 import numpy as np
@@ -68,6 +69,14 @@ def write_mnist(root, n=5):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, n, 28, 28) + pixels.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + bytes(range(n)))
     return pixels
+
+
+def test_a_torchvision_that_cannot_be_imported_is_not_taken_for_damaged_data(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    (tmp_path / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"something")
+    with pytest.raises(ImportError):
+        load_mnist(tmp_path, True, False)
 
 
 @pytest.mark.parametrize(("load", "kind"), [(load_cifar10, datasets.CIFAR10), (load_cifar100, datasets.CIFAR100)])

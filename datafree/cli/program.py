@@ -70,6 +70,12 @@ def _keep_what_is_imported() -> None:
     atexit.register(gc.freeze)
 
 
+@cache
+def keep_what_is_built() -> None:
+    """The same for a run's networks and what came with them. Once: a process of many runs would keep them all."""
+    gc.freeze()
+
+
 def _fail(message: str) -> NoReturn:
     if processes.first_to_fail():
         print(f"error: {message}", file=sys.stderr)

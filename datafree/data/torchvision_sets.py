@@ -61,6 +61,8 @@ def _load(name: str, places: tuple[str, str], read: Read, data_root: Path, train
         places: the file or folder of training and of test images under ``data_root``.
         read: how torchvision reads it.
     """
+    import torchvision.datasets  # noqa: F401 (here a broken torchvision is not yet taken for broken data)
+
     data_root, place = Path(data_root), places[0 if train else 1]
     where = data_root / place
     packed = _packed(where)

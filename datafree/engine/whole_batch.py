@@ -60,7 +60,7 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 @cache
 def _kinds() -> dict[type[nn.Module], type[WholeBatchNorm]]:
-    """By PyTorch's own classes. Compiled code leaves them as they are: to say so, TorchDynamo is slow to import."""
+    """Their classes by PyTorch's own, made when needed: what keeps them out of compiled code is slow to import."""
     apart = {"_of_whole_batch": torch.compiler.disable(WholeBatchNorm._of_whole_batch)}
     own = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     return {kind: type(f"Whole{kind.__name__}", (WholeBatchNorm, kind), apart) for kind in own}

@@ -25,7 +25,7 @@ from ..configuration import knob
 from ..data.batch import Batch, Column
 from ..data.pool import image_column
 from ..engine.context import Context
-from ..engine.randomness import initialising
+from ..engine.randomness import Streams, initialising
 from ..errors import UserError
 from ..losses.kd import confidence
 from ..models.classifier import Normalise
@@ -97,6 +97,12 @@ def swap(pair: Pair) -> tuple[Pair, Tensor]:
     return after, swapped
 
 
+def _drawn(streams: Streams, count: int, share: float) -> Tensor:
+    """Which of so many samples are attacked: bool (count,), on the streams' device."""
+    rng = streams["attack"]
+    return torch.rand(count, generator=rng, device=rng.device) < share
+
+
 class Attack(Hard):
     """Hard targets with P and its training. Draws which samples are attacked from the stream "attack"."""
 
@@ -126,7 +132,7 @@ class Attack(Hard):
         self.normalise = context.compute.place(Normalise(context.spec.mean, context.spec.std))
         how = {"lr": config.lr_p, "betas": config.p_betas, "fused": context.compute.fused}
         self.optimizer = torch.optim.Adam(self.P.parameters(), **how)
-        self._chosen = torch.compiler.disable(self._chosen)  # TorchDynamo knows no random streams
+        self._drawn = torch.compiler.disable(_drawn)  # TorchDynamo knows no random streams
         self.observed = False  # whether there was anything to train P on
         context.observers.append(self.train_step)
 
@@ -186,7 +192,7 @@ class Attack(Hard):
         if not self.observed:
             remedy = "let it call context.observe(x, teacher_logits) in every iteration, or set --no_aea"
             raise UserError("the method shows the attack no images to learn from", remedy)
-        attacked = self._chosen(len(batch))
+        attacked = self._drawn(self.context.streams, len(batch), self.config.pa)
         self.context.report({"attacked_rate": attacked.float().mean()})
         if "twins" not in batch.columns:
             pair = self.swapped_pair(batch.images)
@@ -195,11 +201,6 @@ class Attack(Hard):
         images = mix(batch.images, batch.columns["twins"], attacked)
         teacher_logits = self.context.answers(images)
         return taught(images, teacher_logits, mix(teacher_logits.argmax(1), batch.columns["labels"], attacked))
-
-    def _chosen(self, count: int) -> Tensor:
-        """Which of so many samples are attacked: bool (B,)."""
-        rng = self.context.streams["attack"]
-        return torch.rand(count, generator=rng, device=rng.device) < self.config.pa
 
     def files(self) -> dict[str, dict[str, Any]]:
         """P for analysis, with what it takes to use it."""
