@@ -72,7 +72,7 @@ def write_mnist(root, n=5):
 
 
 def test_a_torchvision_that_cannot_be_imported_is_not_taken_for_damaged_data(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     (tmp_path / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"something")
     with pytest.raises(ImportError):

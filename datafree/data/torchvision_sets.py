@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -22,29 +23,23 @@ from torch import Tensor
 from .specs import DamagedData, MissingData, TensorImages
 
 PATIENCE = 30  # seconds without an answer after which a download counts as failed; chosen by us
-Read = Callable[[Path, bool, bool], tuple[Tensor, Tensor]]  # (root, train, download) -> images, labels
+Read = Callable[..., tuple[Tensor, Tensor]]  # (torchvision.datasets, root, train, download) -> images, labels
 
 
-def _read_mnist(root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+def _read_mnist(datasets: ModuleType, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """Black margins make the images 32x32 as in LeCun et al. (1998)."""
-    from torchvision import datasets
-
     mnist = datasets.MNIST(root, train, download=download)
     return F.pad(mnist.data, (2, 2, 2, 2)).unsqueeze(1), mnist.targets  # (N, 28, 28) -> (N, 1, 32, 32)
 
 
-def _read_svhn(root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+def _read_svhn(datasets: ModuleType, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """The cropped digits; label 0 is the digit 0."""
-    from torchvision import datasets
-
     svhn = datasets.SVHN(root, "train" if train else "test", download=download)
     return torch.from_numpy(np.ascontiguousarray(svhn.data)), torch.from_numpy(svhn.labels)
 
 
-def _read_cifar(kind: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+def _read_cifar(kind: str, datasets: ModuleType, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """The python version; fine labels of CIFAR-100."""
-    from torchvision import datasets
-
     cifar = getattr(datasets, kind)(root, train, download=download)
     images = np.ascontiguousarray(cifar.data.transpose(0, 3, 1, 2))  # (N, 32, 32, 3) -> (N, 3, 32, 32)
     return torch.from_numpy(images), torch.tensor(cifar.targets)
@@ -61,8 +56,9 @@ def _load(name: str, places: tuple[str, str], read: Read, data_root: Path, train
         places: the file or folder of training and of test images under ``data_root``.
         read: how torchvision reads it.
     """
-    import torchvision.datasets  # noqa: F401 (here a broken torchvision is not yet taken for broken data)
+    from torchvision import datasets  # slow; and here one that is broken is not taken for broken data
 
+    read = partial(read, datasets)
     data_root, place = Path(data_root), places[0 if train else 1]
     where = data_root / place
     packed = _packed(where)

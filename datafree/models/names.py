@@ -15,6 +15,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,29 +235,25 @@ def _torchvision(
         raise UserError(f"torchvision:{name} takes weights=..., not pretrained=...", "say weights=DEFAULT")
     how = arguments if "weights" in arguments else {"weights": None, "num_classes": num_classes} | arguments
     if how["weights"] is not None:
-        _check_weights(name, how["weights"])
+        _check_weights(name, models.get_model_weights(name), how["weights"])
     network = models.get_model(name, **how)
     size = getattr(network, "image_size", None)  # of a vision transformer, which takes no other
-    own = _trained_on(name, how["weights"]) if weights == "own" and how["weights"] else UNKNOWN
+    trained = weights == "own" and how["weights"]
+    own = _trained_on(models.get_model_weights(name), how["weights"]) if trained else UNKNOWN
     return with_channels(network, given.channels), InputFormat(pair(size) if size else None).over(own)
 
 
-def _check_weights(name: str, weights: Any) -> None:
+def _check_weights(name: str, kind: type[Enum], weights: Any) -> None:
     """Raises UserError for weights that torchvision does not have of that model."""
-    from torchvision import models
-
-    kind = models.get_model_weights(name)
     before, _, member = str(weights).rpartition(".")
     if member not in kind.__members__ or before not in ("", kind.__name__):
         known = ", ".join(kind.__members__) or "none"
         raise UserError(f"torchvision:{name} has no weights {str(weights)!r}", f"there are: {known}")
 
 
-def _trained_on(name: str, weights: str) -> InputFormat:
+def _trained_on(kind: type[Enum], weights: str) -> InputFormat:
     """What these weights of torchvision's were trained to read, by the transforms that come with them."""
-    from torchvision import models
-
-    reads = models.get_model_weights(name)[weights.rpartition(".")[2]].transforms()
+    reads = kind[weights.rpartition(".")[2]].transforms()
     return InputFormat(pair(reads.crop_size), None, tuple(reads.mean), tuple(reads.std))
 
 
