@@ -9,8 +9,8 @@ import registry
 import train_scratch
 
 STUDENT = ["--student", "lenet5_bn"]
-FIRST = ["--epochs", "6", "--warmup", "1", "--ngf", "16"]
-SECOND = [*STUDENT, *OF_RESNET8, "--epochs", "3", "--warmup", "1", "--kd_steps", "60", "--ngf", "16"]
+FIRST = ["--epochs", "8", "--warmup", "2"]
+SECOND = "--epochs 3 --warmup 1 --kd_steps 60 --batch_size 64 --lr_g 2e-3"  # of a new generator, the preset's soon does
 
 TRAIN = "--dataset digits --model lenet5 --epochs 8 --optimizer adam --lr 2e-3 --weight_decay 0 --batch_size 64"
 
@@ -32,7 +32,7 @@ def first(tmp_path_factory):
 
 
 def test_a_student_that_never_saw_a_digit_learns_to_read_them(first):
-    assert column(first, "accuracy")[-1] > 50  # chance is 10; 74, 62 and 76 with seeds 0, 1 and 2
+    assert column(first, "accuracy")[-1] > 50  # chance is 10; 82, 89 and 82 with seeds 0, 1 and 2
 
 
 SHORT = {  # method: flags
@@ -65,12 +65,13 @@ def test_every_method_but_aeahl_rg_and_noise_is_tried():
 def test_a_reused_generator_reaches_a_loss_and_an_accuracy_sooner_than_a_new_one(first):
     run_root = first.parent
     reuse = ["--reuse_generator_path", first / "gan_reuse.pth", "--reuse_decoder_path", first / "decoder.pth"]
-    finished([*SECOND, "--run_root", run_root])
-    finished([*SECOND, "--run_root", run_root, "--mode", "reuse_common", *reuse])
+    second = [*STUDENT, *OF_RESNET8, *SECOND.split(), "--run_root", run_root]
+    finished(second)
+    finished([*second, "--mode", "reuse_common", *reuse])
     anew, reused = (run_root / f"{mode}-digits-resnet8-lenet5_bn" for mode in ("anew", "reuse_common"))
     losses = column(anew, "loss_generator"), column(reused, "loss_generator")
     assert losses[1][1] < losses[0][-1]  # in its second epoch where the new one is not in its last
-    assert column(reused, "accuracy")[-1] > column(anew, "accuracy")[-1] + 8  # by 27, 29 and 18 with seeds 0, 1 and 2
+    assert column(reused, "accuracy")[-1] > column(anew, "accuracy")[-1] + 12  # by 36, 44 and 24 with seeds 0, 1 and 2
 
 
 def test_a_student_of_a_teacher_without_batch_norm_learns_to_read_digits_too(tmp_path):
