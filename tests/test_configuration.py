@@ -169,7 +169,8 @@ def test_a_preset_is_the_papers_where_papers_have_the_data_and_ours_elsewhere_un
     assert preset("imagefolder:x", more="--preset paper") == published
     assert preset("mnist", "dfad") == preset("mnist", "dfad", "--preset paper")  # nothing of ours: as published
     assert preset("digits") == preset("digits", more="--preset fast") == (56, 30, 32)
-    assert preset("digits", "nayer") == (40, 60, 64)
+    assert preset("digits", "fast") == preset("digits", "fast_meta") == (56, 30, 32)
+    assert preset("digits", "nayer") == preset("digits", "kd") == (40, 60, 64)
 
 
 def test_the_defaults_are_the_papers_for_cifar():

@@ -10,7 +10,7 @@ import train_scratch
 
 STUDENT = ["--student", "lenet5_bn"]
 FIRST = ["--epochs", "8", "--warmup", "2"]
-SECOND = "--epochs 3 --warmup 1 --kd_steps 60 --batch_size 64 --lr_g 2e-3"  # of a new generator, the preset's soon does
+SECOND = "--epochs 3 --warmup 1 --kd_steps 60 --batch_size 64 --lr_g 2e-3"  # a new one soon catches up at the preset's
 
 TRAIN = "--dataset digits --model lenet5 --epochs 8 --optimizer adam --lr 2e-3 --weight_decay 0 --batch_size 64"
 
@@ -32,7 +32,7 @@ def first(tmp_path_factory):
 
 
 def test_a_student_that_never_saw_a_digit_learns_to_read_them(first):
-    assert column(first, "accuracy")[-1] > 50  # chance is 10; 82, 89 and 82 with seeds 0, 1 and 2
+    assert column(first, "accuracy")[-1] > 65  # chance is 10; 82, 89 and 82 with seeds 0, 1 and 2
 
 
 SHORT = {  # method: flags

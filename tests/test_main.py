@@ -97,8 +97,8 @@ def test_config_has_every_flag_and_what_else_the_numbers_depend_on(anew):
     assert (config["format"], config["program"], config["method"]) == (2, "main.py", "aeahl_rg")
     assert list(config["groups"]) == ["task", "method aeahl_rg", "targets soft", "student", "length", "machine"]
     assert {name for names in config["groups"].values() for name in names} == config["defaults"].keys() <= config.keys()
-    assert (config["epochs"], config["kd_steps"], config["ep_steps"], config["seed"], config["lr"]) == (3, 2, 2, 0, 0.1)
-    assert config["defaults"]["lr"] == 0.2 and config["environment"]["torch"] == torch.__version__
+    assert (config["epochs"], config["kd_steps"], config["ep_steps"], config["seed"], config["ngf"]) == (3, 2, 2, 0, 2)
+    assert config["defaults"]["ngf"] == 64 and config["environment"]["torch"] == torch.__version__
     assert {"python", "numpy", "torchvision", "git_commit", "device"} <= config["environment"].keys()
 
 
@@ -156,10 +156,10 @@ def test_dry_run_shows_everything_and_writes_nothing(tmp_path):
     sizes = "parameters: teacher 272,474, student 78,042, g1 "  # of resnet20 and resnet8, counted by hand
     for words in (
         "bn=7.0",
-        "kd_steps=60 ",
+        "kd_steps=30 ",
         "mode=anew",
         sizes,
-        "rounds: 80;",
+        "rounds: 224;",
         f"writes to: {tmp_path}/run/anew-digits-",
     ):
         assert words in shown

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 FORMS = {
     "reuse_fix, residual networks": f"--mode reuse_fix {shlex.join(OF_RESNET8)} --student resnet8",
-    "hard loss, two rounds an epoch, saved every other": "--hl --p_width 4 --ep_steps 4 --save_every 2",
+    "hard loss, two rounds an epoch, saved every other": "--hl --p_width 4 --ep_steps 4 --save_every 2 --bn_mmt 0.9 --meta fomaml",
     "hard loss, fp16": "--hl --p_width 4 --precision fp16",
     "hard loss, attack at every step": "--hl --p_width 4 --attack_at step --pa 0.5 --ep_steps 3",
 }
@@ -167,14 +167,14 @@ def test_a_flag_that_config_json_contradicts_is_refused_by_name_and_one_that_it_
     folder = shutil.copytree(half, tmp_path / FOLDER)
     before = tree(tmp_path)
     for line, words in (
-        (["--resume", folder, "--lr", "0.2"], f"--lr was 0.1 in {folder} — leave it out"),
+        (["--resume", folder, "--lr", "0.1"], f"--lr was 0.2 in {folder} — leave it out"),
         ([*QUICK, "--run_root", tmp_path, "--resume", "--epochs", "9"], f"--epochs was 3 in {folder}, not 9"),
         (["--resume", folder, "--hl"], "--hl was False"),
         (["--resume", folder, "--pa", "0.1"], "--pa belongs to the hard loss"),
     ):
         assert words in error_of(line)
     assert tree(tmp_path) == before
-    line = ["--resume", folder, "--lr", "0.1", "--kd-steps", "2", "--device", "cpu"]
+    line = ["--resume", folder, "--lr", "0.2", "--kd-steps", "2", "--device", "cpu"]
     assert "finished" in finished(line) and torch.load(folder / "last.pth", weights_only=True)["progress"]["epoch"] == 3
 
 
