@@ -35,8 +35,8 @@ pytestmark = pytest.mark.slow
 
 FORMS = {
     "reuse_fix, residual networks": f"--mode reuse_fix {shlex.join(OF_RESNET8)} --student resnet8",
-    "hard loss, two rounds an epoch, saved every other": "--hl --p_width 4 --ep_steps 4 --save_every 2 --bn_mmt 0.9 --meta fomaml",
-    "hard loss, fp16": "--hl --p_width 4 --precision fp16",
+    "hard loss, two rounds an epoch, saved every other": "--hl --p_width 4 --ep_steps 4 --save_every 2",
+    "hard loss, fp16, averages of earlier rounds": "--hl --p_width 4 --precision fp16 --bn_mmt 0.9",
     "hard loss, attack at every step": "--hl --p_width 4 --attack_at step --pa 0.5 --ep_steps 3",
 }
 
