@@ -82,4 +82,4 @@ def test_a_student_of_a_teacher_without_batch_norm_learns_to_read_digits_too(tmp
     assert "the teacher has no BatchNorm statistics" in log
     (folder,) = tmp_path.glob("anew-*-student")
     assert json_of(folder / "summary.json")["accuracy_teacher"] > 90
-    assert column(folder, "accuracy")[-1] > 25  # chance is 10; 72, 64 and 66 with seeds 0, 1 and 2
+    assert column(folder, "accuracy")[-1] > 25  # chance is 10; 56, 58 and 45 with seeds 0, 1 and 2

@@ -97,7 +97,7 @@ def test_config_has_every_flag_and_what_else_the_numbers_depend_on(anew):
     assert (config["format"], config["program"], config["method"]) == (2, "main.py", "aeahl_rg")
     assert list(config["groups"]) == ["task", "method aeahl_rg", "targets soft", "student", "length", "machine"]
     assert {name for names in config["groups"].values() for name in names} == config["defaults"].keys() <= config.keys()
-    assert (config["epochs"], config["kd_steps"], config["ep_steps"], config["seed"], config["ngf"]) == (3, 2, 2, 0, 2)
+    assert (config["epochs"], config["kd_steps"], config["ep_steps"], config["seed"], config["ngf"]) == (3, 2, 2, 0, 4)
     assert config["defaults"]["ngf"] == 64 and config["environment"]["torch"] == torch.__version__
     assert {"python", "numpy", "torchvision", "git_commit", "device"} <= config["environment"].keys()
 

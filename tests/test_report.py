@@ -240,11 +240,11 @@ def test_what_was_reused_is_named_with_its_origin_or_as_gone(run, runs):
 
 
 def test_flags_stand_in_the_groups_that_the_run_recorded_and_in_bold_where_not_their_default(run):
-    groups, defaults = {"training": ["lr", "epochs", "unknown"], "empty": []}, {"lr": 0.1, "epochs": 200}
+    groups, defaults = {"training": ["lr", "epochs", "unknown"], "empty": []}, {"lr": 0.2, "epochs": 200}
     text = page_of(reconfigured(run, groups=groups, defaults=defaults, method="aeahl_rg", format=2))
     titles = headings(text, 3)
     assert titles[-3:] == ["training", "other", "environment"]
-    assert "<td>lr</td><td>0.1</td>" in text and "<td>epochs</td><td><b>3</b></td>" in text
+    assert "<td>lr</td><td>0.2</td>" in text and "<td>epochs</td><td><b>3</b></td>" in text
 
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=\"alert(1)\">&amp;"
